@@ -1,0 +1,278 @@
+"""Checks of what users pass: each refusal says what was wrong, what was found, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import math
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Smallest and largest allowed value, and whether only whole numbers are.
+_BOUNDS: dict[str, tuple[float, float, bool]] = {
+    "n_latent": (1, math.inf, True),
+    "n_hidden": (1, math.inf, True),
+    "n_layers": (1, math.inf, True),
+    "n_batch_embedding": (1, math.inf, True),
+    "n_prior_components": (1, math.inf, True),
+    "dropout_rate": (0, 0.99, False),
+    "batch_offset": (0, 1, False),
+    "max_epochs": (1, math.inf, True),
+    "batch_size": (2, math.inf, True),
+    "train_size": (0.01, 1, False),
+    "learning_rate": (1e-8, 1, False),
+    "n_epochs_kl_warmup": (0, math.inf, True),
+    "early_stopping_patience": (1, math.inf, True),
+    "random_state": (0, 2**32 - 1, True),
+}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "gene_likelihood": ("nb", "zinb", "poisson"),
+    "dispersion": ("gene", "gene-batch", "gene-label", "gene-cell"),
+    "library": ("observed", "latent"),
+    "activation": ("relu", "gelu", "silu", "leaky_relu", "tanh"),
+    "encoder_normalization": ("batch", "layer", "none"),
+    "decoder_normalization": ("batch", "layer", "none"),
+    "batch_representation": ("one-hot", "embedding"),
+    "decoder": ("nonlinear", "linear"),
+    "prior": ("normal", "mixture"),
+}
+
+
+def did_you_mean(name: object, existing: Iterable[object]) -> str:
+    """Hint at the existing name nearest to a missing one, then the names there are."""
+    names = [str(n) for n in existing]
+    lower = {n.lower(): n for n in reversed(names)}
+    close = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.6)
+    hint = f"Did you mean {lower[close[0]]!r}? " if close else ""
+    listed = ", ".join(map(repr, names[:20])) + (", ..." if len(names) > 20 else "")
+    return f"{hint}There is: {listed or 'nothing'}."
+
+
+def refuse_unknown_arguments(function: Callable[P, R]) -> Callable[P, R]:
+    """Name the nearest parameter where an argument is not one."""
+    parameters = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name not in parameters:
+                msg = f"{function.__name__}() has no argument {name!r}. {did_you_mean(name, parameters)}"
+                raise TypeError(msg)
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def check_arguments(arguments: dict[str, object]) -> None:
+    """Refuse numbers out of range and unknown choices; None passes where a default is worked out later."""
+    for name, value in arguments.items():
+        if value is None:
+            continue
+        if name in _CHOICES and value not in _CHOICES[name]:
+            raise ValueError(f"{name}={value!r} is not a choice. {did_you_mean(value, _CHOICES[name])}")
+        if name in _BOUNDS:
+            low, high, whole = _BOUNDS[name]
+            fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+            if not fits or not low <= float(value) <= high:  # type: ignore[arg-type]
+                span = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+                what = "a whole number" if whole else "a number"
+                raise ValueError(f"{name}={value!r} was passed; pass {what} {span}.")
+
+
+def check_adata(adata: object) -> None:
+    """Refuse what is not an AnnData in memory with at least two cells and one gene."""
+    if not isinstance(adata, AnnData):
+        msg = f"adata is a {type(adata).__name__}, not an AnnData; wrap a count matrix as anndata.AnnData(counts)."
+        raise TypeError(msg)
+    if adata.isbacked:
+        raise ValueError("adata is backed by a file on disk; read it into memory first: adata = adata.to_memory().")
+    if adata.n_obs < 2:
+        raise ValueError(f"adata has {adata.n_obs} cells; at least two are needed to fit a model.")
+    if adata.n_vars < 1:
+        raise ValueError("adata has no genes; pass the counts of at least one.")
+
+
+def gene_mask(adata: AnnData, mask_var: NDArray[np.bool_] | str | None) -> NDArray[np.bool_]:
+    """Boolean mask of the genes to model, (n_vars,)."""
+    if mask_var is None:
+        return np.ones(adata.n_vars, dtype=bool)
+    if isinstance(mask_var, str):
+        if mask_var not in adata.var:
+            raise KeyError(f"mask_var={mask_var!r} is not in adata.var. {did_you_mean(mask_var, adata.var)}")
+        mask = adata.var[mask_var].to_numpy()
+    else:
+        mask = np.asarray(mask_var)
+    if mask.dtype != bool:
+        raise ValueError(f"mask_var holds values of type {mask.dtype}; pass True for each gene to model, else False.")
+    if mask.shape != (adata.n_vars,):
+        raise ValueError(f"mask_var has shape {mask.shape}; adata has {adata.n_vars} genes, pass one value for each.")
+    if not mask.any():
+        raise ValueError("mask_var selects no genes; select at least one.")
+    return mask
+
+
+def counts(adata: AnnData, layer: str | None, genes: NDArray[np.bool_] | NDArray[np.intp]) -> sparse.csr_array:
+    """Check the counts of the selected genes and read them as canonical CSR in float32; the user's stay as they are."""
+    where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    if layer is not None and layer not in adata.layers:
+        raise KeyError(f"layer={layer!r} is not in adata.layers. {did_you_mean(layer, adata.layers)}")
+    matrix = adata.X if layer is None else adata.layers[layer]
+    if matrix is None:
+        raise ValueError(
+            f"adata.X is empty; pass layer=, the name of the layer with counts. {_where_counts_may_be(adata)}"
+        )
+    if not (sparse.issparse(matrix) or isinstance(matrix, np.ndarray)):
+        msg = f"{where} is a {type(matrix).__name__}; pass a numpy array or a scipy sparse matrix in memory."
+        raise TypeError(msg)
+    if matrix.dtype.kind not in "iufb":
+        raise TypeError(f"{where} holds values of type {matrix.dtype}; pass integer or float counts.")
+    if matrix.dtype == np.float16:  # which scipy.sparse does not know
+        matrix = matrix.astype(np.float32)
+    everything = genes.dtype == bool and bool(genes.all())
+    csr = sparse.csr_array(matrix if everything else matrix[:, genes])
+    _check_values(csr, where, adata)
+    if not csr.has_canonical_format:
+        csr = csr.copy()
+        csr.sum_duplicates()
+    csr = csr.astype(np.float32, copy=False)
+    empty = np.flatnonzero(np.asarray(csr.sum(axis=1)).ravel() == 0)
+    if len(empty):
+        scope = "" if everything else " in the selected genes"
+        msg = (
+            f"{len(empty)} cells have no counts{scope} in {where}, the first is {adata.obs_names[empty[0]]!r}; "
+            "remove them, for example with sc.pp.filter_cells(adata, min_counts=1)"
+            + (", or select more genes." if scope else ".")
+        )
+        raise ValueError(msg)
+    return csr
+
+
+def _check_values(csr: sparse.csr_array, where: str, adata: AnnData) -> None:
+    chunk = 1 << 22  # values at a time, so that the checks need little memory
+    for start in range(0, len(csr.data), chunk):
+        values = csr.data[start : start + chunk]
+        if values.dtype.kind in "ub":
+            return
+        for wrong, what in ((~np.isfinite(values), "NaN or infinite values"), (values < 0, "negative values")):
+            if wrong.any():
+                cell, gene = _position(csr, start + int(np.argmax(wrong)))
+                msg = (
+                    f"{where} has {what}: {values[wrong][0]} in cell {adata.obs_names[cell]!r} (column {gene} of the "
+                    f"genes used); pass raw counts. {_where_counts_may_be(adata)}"
+                )
+                raise ValueError(msg)
+        if values.dtype.kind == "f":
+            wrong = values != np.rint(values)
+            if wrong.any():
+                msg = (
+                    f"{where} has values that are not whole numbers, for example {values[wrong][0]:g}; it looks like "
+                    f"normalized data. The model needs raw counts. {_where_counts_may_be(adata)}"
+                )
+                raise ValueError(msg)
+
+
+def _position(csr: sparse.csr_array, k: int) -> tuple[int, int]:
+    return int(np.searchsorted(csr.indptr, k, side="right")) - 1, int(csr.indices[k])
+
+
+def _where_counts_may_be(adata: AnnData) -> str:
+    """Point to matrices whose first values are whole numbers."""
+    candidates = {"adata.X": adata.X} if adata.X is not None else {}
+    candidates |= {f"layer={name!r}": matrix for name, matrix in adata.layers.items()}
+    if adata.raw is not None:
+        candidates["adata.raw.X (copy it into a layer)"] = adata.raw.X
+    found = []
+    for name, matrix in candidates.items():
+        values = matrix[:100]
+        values = values.data if sparse.issparse(values) else np.asarray(values).ravel()
+        if values.dtype.kind in "iufb" and len(values) and (values >= 0).all() and (values == np.rint(values)).all():
+            found.append(name)
+    if found:
+        return f"Whole numbers are in: {', '.join(found)}."
+    return "Keep them before normalizing: adata.layers['counts'] = adata.X.copy(), then pass layer='counts'."
+
+
+def obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:
+    """Column of adata.obs without missing values."""
+    if key not in adata.obs:
+        raise KeyError(f"{argument}={key!r} is not in adata.obs. {did_you_mean(key, adata.obs)}")
+    column = adata.obs[key]
+    n_missing = int(column.isna().sum())
+    if n_missing:
+        msg = (
+            f"{argument}={key!r} has {n_missing} missing values, the first for cell "
+            f"{adata.obs_names[np.argmax(column.isna())]!r}; fill them or leave these cells out."
+        )
+        raise ValueError(msg)
+    return column
+
+
+def obs_codes(
+    adata: AnnData, key: str, argument: str, categories: NDArray[np.str_] | None = None
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Codes of a categorical column and the categories that occur, or codes among the categories of a trained model."""
+    column = obs_column(adata, key, argument)
+    if not isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(str).astype("category")
+    column = column.cat.remove_unused_categories()
+    found = column.cat.categories.astype(str).to_numpy(dtype=str)
+    if categories is None:
+        return column.cat.codes.to_numpy(np.int64), found
+    unknown = [name for name in found if name not in set(categories)]
+    if unknown:
+        msg = (
+            f"{argument}={key!r} has categories that the model was not trained on: {', '.join(map(repr, unknown))}. "
+            f"It knows: {', '.join(map(repr, categories.tolist()))}. Leave these cells out, or train on them."
+        )
+        raise ValueError(msg)
+    position = {name: code for code, name in enumerate(categories)}
+    codes = np.array([position[name] for name in found], dtype=np.int64)[column.cat.codes.to_numpy()]
+    return codes, categories
+
+
+def obs_numbers(adata: AnnData, keys: Sequence[str], argument: str, *, positive: bool = False) -> NDArray[np.float32]:
+    """Numeric columns of adata.obs, (n_obs, n_keys), all finite."""
+    values = np.empty((adata.n_obs, len(keys)), dtype=np.float32)
+    for i, key in enumerate(keys):
+        column = obs_column(adata, key, argument)
+        if not pd.api.types.is_numeric_dtype(column):
+            msg = f"{argument}={key!r} holds values of type {column.dtype}; it must be numeric."
+            raise ValueError(msg)
+        values[:, i] = column.to_numpy(np.float32)
+        if not np.isfinite(values[:, i]).all() or (positive and (values[:, i] <= 0).any()):
+            kind = "positive and finite" if positive else "finite"
+            msg = f"{argument}={key!r} has values that are not {kind}; correct them or leave these cells out."
+            raise ValueError(msg)
+    return values
+
+
+def keys_as_list(keys: Sequence[str] | str | None, argument: str) -> list[str]:
+    """One key or several, as a list; each at most once."""
+    listed = [keys] if isinstance(keys, str) else list(keys or [])
+    if len(set(listed)) < len(listed):
+        raise ValueError(f"{argument}={listed} names a key twice; pass each once.")
+    return listed
+
+
+def check_memory(n_bytes: int, what: str, instead: str) -> None:
+    """Refuse results that would not fit in the free memory."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    if n_bytes > free:
+        msg = f"{what} would take {n_bytes / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are free; {instead}"
+        raise MemoryError(msg)

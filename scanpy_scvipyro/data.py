@@ -1,0 +1,248 @@
+"""From AnnData to minibatches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader, IterableDataset
+
+from scanpy_scvipyro import _validate
+from scanpy_scvipyro.model import Cells
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Which parts of an AnnData the model reads, and the categories it knows."""
+
+    layer: str | None = None
+    batch_key: str | None = None
+    labels_key: str | None = None
+    categorical_covariate_keys: Sequence[str] = ()
+    continuous_covariate_keys: Sequence[str] = ()
+    size_factor_key: str | None = None
+    genes: NDArray[np.str_] = field(default_factory=lambda: np.array([], dtype=str))
+    categories: dict[str, NDArray[np.str_]] = field(default_factory=dict)
+
+    @property
+    def n_batches(self) -> int:
+        return len(self.categories[self.batch_key]) if self.batch_key else 1
+
+    @property
+    def n_labels(self) -> int:
+        return len(self.categories[self.labels_key]) if self.labels_key else 1
+
+    @property
+    def n_categories(self) -> tuple[int, ...]:
+        return tuple(len(self.categories[key]) for key in self.categorical_covariate_keys)
+
+    def gene_positions(self, adata: AnnData) -> NDArray[np.intp]:
+        """Where the modelled genes stand in ``adata.var``, found by name and in any order."""
+        if np.array_equal(adata.var_names, self.genes):
+            return np.arange(adata.n_vars)
+        missing = np.setdiff1d(self.genes, adata.var_names)
+        if len(missing):
+            msg = (
+                f"{len(missing)} of the {len(self.genes)} genes of the model are not in adata.var_names, for example "
+                f"{missing[0]!r}; pass an AnnData with all of them, in any order."
+            )
+            raise ValueError(msg)
+        if not adata.var_names.is_unique:
+            msg = (
+                "adata.var_names has duplicates, so genes cannot be found by name; call adata.var_names_make_unique()."
+            )
+            raise ValueError(msg)
+        return adata.var_names.get_indexer(self.genes)
+
+
+@dataclass(frozen=True)
+class CellData:
+    """Counts in CSR form and covariates of all cells, as tensors of one device."""
+
+    indptr: Tensor
+    indices: Tensor
+    values: Tensor
+    n_genes: int
+    depth: Tensor
+    """(n_cells, 1), observed counts per cell."""
+    library_size: Tensor
+    """(n_cells, 1), the depth, or size factors."""
+    batch: Tensor
+    label: Tensor
+    categorical: Tensor
+    continuous: Tensor
+
+    @property
+    def n_cells(self) -> int:
+        return len(self.batch)
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(t.nbytes for t in vars(self).values() if isinstance(t, torch.Tensor))
+
+    def to(self, device: torch.device) -> CellData:
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **moved)  # type: ignore[arg-type]
+
+    def cells(self, rows: Tensor) -> Cells:
+        """Minibatch of the given cells, with counts as a coalesced sparse COO tensor."""
+        start = self.indptr[rows]
+        n_values = self.indptr[rows + 1] - start
+        row = torch.repeat_interleave(n_values)
+        shift = start - n_values.cumsum(0) + n_values
+        position = torch.arange(len(row), device=row.device).add_(shift[row])
+        counts = torch.sparse_coo_tensor(
+            torch.stack([row, self.indices[position].long()]),
+            self.values[position],
+            (len(rows), self.n_genes),
+            check_invariants=False,
+            is_coalesced=True,
+        )
+        parts = (self.library_size, self.batch, self.label, self.categorical, self.continuous)
+        return Cells(counts, *(part[rows] for part in parts))
+
+    def chunks(self) -> Iterator[tuple[slice, Cells]]:
+        """All cells in order, in minibatches of about four million counts (16 MB)."""
+        size = max(64, 4_000_000 // self.n_genes)
+        for start in range(0, self.n_cells, size):
+            stop = min(start + size, self.n_cells)
+            yield slice(start, stop), self.cells(torch.arange(start, stop, device=self.batch.device))
+
+    def log_frequencies(self) -> tuple[Tensor, Tensor]:
+        """Log of the mean frequency of each gene, overall (n_genes,) and per batch (n_batches, n_genes).
+
+        Every batch counts the same in the overall mean. Half a count per gene keeps the logarithm finite.
+        """
+        row = torch.repeat_interleave(torch.diff(self.indptr))
+        frequency = self.values / self.depth[row, 0]
+        n_batches = int(self.batch.max()) + 1
+        sums = torch.zeros(n_batches, self.n_genes)
+        sums.view(-1).index_add_(0, self.batch[row] * self.n_genes + self.indices, frequency)
+        n_cells = torch.bincount(self.batch)[:, None]
+        depth = torch.zeros(n_batches).index_add_(0, self.batch, self.depth[:, 0])[:, None]
+        per_batch = (sums / n_cells + 0.5 / depth).log().log_softmax(dim=-1)
+        per_batch += (self.depth.sum() / self.library_size.sum()).log()  # 0, but for size factors
+        return per_batch.logsumexp(dim=0) - math.log(n_batches), per_batch
+
+    def log_library_size(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the log library size of each batch, (n_batches, 1) each."""
+        log_depth = self.depth[:, 0].log()
+        n_cells = torch.bincount(self.batch)
+        loc = torch.bincount(self.batch, log_depth) / n_cells
+        variance = torch.bincount(self.batch, (log_depth - loc[self.batch]).square()) / n_cells
+        # A batch of one cell, or of cells of one depth, would have a prior without width.
+        return loc[:, None].float(), variance.sqrt().clamp_min(0.01)[:, None].float()
+
+
+def describe(adata: AnnData, spec: DataSpec, genes: NDArray[np.bool_]) -> DataSpec:
+    """Complete a spec with the genes and the categories that occur in the data."""
+    keys = {"batch_key": spec.batch_key, "labels_key": spec.labels_key}
+    categories = {
+        key: _validate.obs_codes(adata, key, argument)[1] for argument, key in keys.items() if key is not None
+    }
+    for key in spec.categorical_covariate_keys:
+        categories[key] = _validate.obs_codes(adata, key, "categorical_covariate_keys")[1]
+    return replace(spec, genes=adata.var_names[genes].to_numpy(dtype=str), categories=categories)
+
+
+def load(adata: AnnData, spec: DataSpec, genes: NDArray[np.bool_] | NDArray[np.intp] | None = None) -> CellData:
+    """Check and read what the spec names; the genes by mask or position, else by their names."""
+    counts = _validate.counts(adata, spec.layer, spec.gene_positions(adata) if genes is None else genes)
+
+    def codes(key: str | None, argument: str) -> Tensor:
+        if key is None:
+            return torch.zeros(adata.n_obs, dtype=torch.int64)
+        return torch.from_numpy(_validate.obs_codes(adata, key, argument, spec.categories[key])[0].copy())
+
+    categorical = [codes(key, "categorical_covariate_keys") for key in spec.categorical_covariate_keys]
+    continuous = _validate.obs_numbers(adata, spec.continuous_covariate_keys, "continuous_covariate_keys")
+    depth = torch.from_numpy(np.asarray(counts.sum(axis=1), dtype=np.float32).reshape(-1, 1))
+    library_size = depth
+    if spec.size_factor_key is not None:
+        factors = _validate.obs_numbers(adata, [spec.size_factor_key], "size_factor_key", positive=True)
+        library_size = torch.from_numpy(factors)
+    return CellData(
+        indptr=torch.from_numpy(counts.indptr.astype(np.int64)),
+        # Views of the user's arrays where they can be, and never written to; torch warns of read-only arrays.
+        indices=torch.from_numpy(np.require(counts.indices, requirements="W")),
+        values=torch.from_numpy(np.require(counts.data, requirements="W")),
+        n_genes=counts.shape[1],
+        depth=depth,
+        library_size=library_size,
+        batch=codes(spec.batch_key, "batch_key"),
+        label=codes(spec.labels_key, "labels_key"),
+        categorical=torch.stack(categorical, dim=1) if categorical else torch.zeros(adata.n_obs, 0, dtype=torch.int64),
+        continuous=torch.from_numpy(continuous),
+    )
+
+
+class Minibatches(IterableDataset[Cells]):
+    """Minibatches of some of the cells, shuffled anew in each pass where a generator is given.
+
+    Sizes are as equal as they can be, and at least two: batch normalization cannot learn from one cell.
+    """
+
+    def __init__(self, data: CellData, rows: Tensor, batch_size: int, generator: torch.Generator | None = None) -> None:
+        self.data, self.rows, self.generator = data, rows, generator
+        self.n_minibatches = max(1, min(-(-len(rows) // batch_size), len(rows) // 2))
+
+    def __len__(self) -> int:
+        return self.n_minibatches
+
+    def __iter__(self) -> Iterator[Cells]:
+        rows = self.rows
+        if self.generator is not None:
+            rows = rows[torch.randperm(len(rows), generator=self.generator)]
+        for part in rows.tensor_split(self.n_minibatches):
+            yield self.data.cells(part.to(self.data.batch.device))
+
+
+def n_training_cells(n_cells: int, train_size: float) -> int:
+    """Return the number of cells to train on, at least two."""
+    return max(2, round(train_size * n_cells))
+
+
+class CellDataModule(LightningDataModule):
+    """Training and validation cells for Lightning.
+
+    Two sets are evaluated after each epoch: the validation cells, and as many of the training cells, so that the two
+    ELBOs are measured in the same way and their difference shows overfitting.
+    """
+
+    def __init__(self, data: CellData, *, train_size: float, batch_size: int, random_state: int) -> None:
+        super().__init__()
+        self.data, self.batch_size = data, batch_size
+        self.generator = torch.Generator().manual_seed(random_state)
+        rows = torch.randperm(data.n_cells, generator=self.generator)
+        n_train = n_training_cells(data.n_cells, train_size)
+        self.train_rows, self.validation_rows = rows[:n_train], rows[n_train:]
+
+    def setup(self, stage: str) -> None:
+        """Keep the counts on the GPU where they take less than half of its free memory."""
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if device.type == "cuda" and self.data.n_bytes < torch.cuda.mem_get_info(device)[0] / 2:
+            self.data = self.data.to(device)
+
+    def train_dataloader(self) -> DataLoader[Cells]:
+        return self._loader(self.train_rows, self.batch_size, self.generator)
+
+    def val_dataloader(self) -> list[DataLoader[Cells]]:
+        n_evaluated = len(self.validation_rows) or min(len(self.train_rows), 1000)
+        loaders = [self._loader(self.train_rows[:n_evaluated], 1024)]
+        if len(self.validation_rows):
+            loaders.append(self._loader(self.validation_rows, 1024))
+        return loaders
+
+    def _loader(self, rows: Tensor, batch_size: int, generator: torch.Generator | None = None) -> DataLoader[Cells]:
+        return DataLoader(Minibatches(self.data, rows, batch_size, generator), batch_size=None)

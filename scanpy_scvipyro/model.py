@@ -1,0 +1,219 @@
+"""The generative model of scVI and its guide, as Pyro programs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from pyro import poutine
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from scanpy_scvipyro.likelihoods import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
+from scanpy_scvipyro.networks import Decoder, Encoder, Hidden
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pyro.distributions import TorchDistribution
+
+    from scanpy_scvipyro.networks import Activation, Normalization
+
+GeneLikelihood = Literal["zinb", "nb", "poisson"]
+Dispersion = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
+
+
+class Cells(NamedTuple):
+    """What the model sees of a minibatch of cells."""
+
+    counts: Tensor | None
+    """(n_cells, n_genes), dense or sparse COO; None to sample counts instead of observing them."""
+    library_size: Tensor
+    """(n_cells, 1), counts per cell, or size factors."""
+    batch: Tensor
+    """(n_cells,), code of the batch."""
+    label: Tensor
+    """(n_cells,), code of the label; 0 without labels."""
+    categorical: Tensor
+    """(n_cells, n_categorical), codes of further categorical covariates."""
+    continuous: Tensor
+    """(n_cells, n_continuous), further continuous covariates."""
+
+
+class SCVI(PyroModule):
+    r"""scVI :cite:p:`Lopez2018`: counts of genes from a low-dimensional latent code per cell.
+
+    .. math::
+
+        z_n &\sim \mathrm{Normal}(0, I) \\
+        \rho_n &= \mathrm{softmax}(f(z_n, s_n) + W s_n) \\
+        x_{ng} &\sim \mathrm{ZINB}(\ell_n \rho_{ng}, \theta_g, h_g(z_n, s_n))
+
+    with batch :math:`s_n` (one-hot), library size :math:`\ell_n`, inverse dispersion :math:`\theta`, decoder networks
+    :math:`f` and :math:`h`, and offsets :math:`W` of each batch and gene. Subclass it, edit :meth:`model`, and train
+    the result with ``tl.scvi_pyro(adata, module=YourClass)``.
+
+    Parameters live in the module and never in Pyro's global parameter store.
+    """
+
+    def __init__(
+        self,
+        n_genes: int,
+        n_batches: int = 1,
+        *,
+        n_labels: int = 1,
+        n_categories: Sequence[int] = (),
+        n_continuous: int = 0,
+        n_latent: int = 10,
+        n_hidden: int = 128,
+        n_layers: int = 1,
+        dropout_rate: float = 0.1,
+        activation: Activation = "relu",
+        encoder_normalization: Normalization = "batch",
+        decoder_normalization: Normalization = "batch",
+        gene_likelihood: GeneLikelihood = "nb",
+        dispersion: Dispersion = "gene",
+        library: Literal["observed", "latent"] = "observed",
+        encode_covariates: bool = False,
+        deeply_inject_covariates: bool = True,
+        batch_representation: Literal["one-hot", "embedding"] = "one-hot",
+        n_batch_embedding: int = 5,
+        has_batch_offset: bool = True,
+        has_size_factor: bool = False,
+        decoder: Literal["nonlinear", "linear"] = "nonlinear",
+        prior: Literal["normal", "mixture"] = "normal",
+        n_prior_components: int = 50,
+    ) -> None:
+        super().__init__()
+        self.n_genes, self.n_batches, self.n_latent = n_genes, n_batches, n_latent
+        self.n_categories = tuple(n_categories)
+        self.gene_likelihood, self.dispersion, self.library = gene_likelihood, dispersion, library
+        self.encode_covariates = encode_covariates
+
+        n_batch_columns = 0 if n_batches == 1 else n_batches
+        self.batch_embedding = None
+        if batch_representation == "embedding" and n_batch_columns:
+            self.batch_embedding = nn.Embedding(n_batches, n_batch_embedding)
+            n_batch_columns = n_batch_embedding
+        n_covariates = n_continuous + n_batch_columns + sum(n for n in self.n_categories if n > 1)
+        n_offsets = n_batches if has_batch_offset and n_batches > 1 else 0
+
+        encoder_hidden = Hidden(
+            n_hidden, n_layers, dropout_rate, activation, encoder_normalization, deeply_inject_covariates
+        )
+        # No dropout in the decoder: it would be noise on the mean of every count.
+        decoder_hidden = encoder_hidden._replace(dropout_rate=0.0, normalization=decoder_normalization)
+        n_encoded = n_covariates if encode_covariates else 0
+        self.encoder = Encoder(n_genes, n_encoded, n_latent, encoder_hidden)
+        self.decoder = Decoder(
+            n_latent,
+            n_covariates,
+            n_offsets,
+            n_genes,
+            None if decoder == "linear" else decoder_hidden,
+            has_dropout=gene_likelihood == "zinb",
+            has_dispersion=gene_likelihood != "poisson" and dispersion == "gene-cell",
+            # Size factors set no total of the counts, so that cells with more RNA can be told from others.
+            normalize=not has_size_factor,
+        )
+        if gene_likelihood != "poisson" and dispersion != "gene-cell":
+            rows = {"gene": (), "gene-batch": (n_batches,), "gene-label": (n_labels,)}[dispersion]
+            self.log_inverse_dispersion = nn.Parameter(torch.randn(*rows, n_genes))
+        if library == "latent":
+            self.library_encoder = Encoder(n_genes, n_encoded, 1, encoder_hidden._replace(n_layers=1))
+            # Mean and standard deviation of the log library size, per batch; set from the data before training.
+            self.register_buffer("library_loc", torch.zeros(n_batches, 1))
+            self.register_buffer("library_scale", torch.ones(n_batches, 1))
+        if prior == "mixture":
+            self.prior_logits = nn.Parameter(torch.zeros(n_prior_components))
+            self.prior_loc = nn.Parameter(torch.randn(n_prior_components, n_latent))
+            self.prior_log_scale = nn.Parameter(torch.zeros(n_prior_components, n_latent))
+        self.has_mixture_prior = prior == "mixture"
+
+    @torch.no_grad()
+    def start_from(
+        self,
+        log_frequency: Tensor,
+        batch_log_frequency: Tensor,
+        batch_log_library_size: tuple[Tensor, Tensor],
+        batch_offset: float,
+    ) -> None:
+        """Set what the data tell before training.
+
+        The decoder starts at the mean frequencies of the genes, and each batch at a share of its deviation from them.
+        Small output weights let the latent code grow from nothing. A latent library size gets its prior.
+        """
+        if self.library == "latent":
+            self.library_loc, self.library_scale = batch_log_library_size
+            self.library_encoder.loc.bias.fill_(self.library_loc.mean())
+        rate = self.decoder.rate
+        rate.weight.mul_(0.1)
+        rate.bias.copy_(log_frequency)
+        if self.decoder.n_offsets:
+            deviation = batch_log_frequency - log_frequency
+            rate.weight[:, self.decoder.n_features :] = batch_offset * deviation.T
+
+    def model(self, cells: Cells, kl_weight: float = 1.0) -> Tensor:
+        """p(z) p(library size) p(counts | z, library size, batch)."""
+        with pyro.plate("cells", len(cells.batch)):
+            with poutine.scale(scale=kl_weight):
+                z = pyro.sample("z", self.prior())
+                library_size = cells.library_size
+                if self.library == "latent":
+                    library_size = pyro.sample("library_size", self.library_prior(cells.batch))
+            return pyro.sample("x", self.likelihood(z, library_size, cells).to_event(1), obs=cells.counts)
+
+    def guide(self, cells: Cells, kl_weight: float = 1.0) -> None:
+        """q(z | counts) q(library size | counts)."""
+        assert cells.counts is not None, "the guide infers latent codes from counts"
+        # log1p: counts span five orders of magnitude, too many for a network.
+        log_counts = torch.log1p(cells.counts).to_dense()
+        covariates = self.covariates(cells) if self.encode_covariates else log_counts[:, :0]
+        with pyro.plate("cells", len(cells.batch)), poutine.scale(scale=kl_weight):
+            pyro.sample("z", dist.Normal(*self.encoder(log_counts, covariates)).to_event(1))
+            if self.library == "latent":
+                posterior = dist.LogNormal(*self.library_encoder(log_counts, covariates))
+                pyro.sample("library_size", posterior.to_event(1))
+
+    def prior(self) -> TorchDistribution:
+        """p(z): standard Normal, or a mixture of Normals whose parameters are learnt."""
+        if not self.has_mixture_prior:
+            loc = self.decoder.rate.weight.new_zeros(self.n_latent)
+            return dist.Normal(loc, torch.ones_like(loc)).to_event(1)
+        components = dist.Normal(self.prior_loc, self.prior_log_scale.exp()).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.prior_logits), components)
+
+    def library_prior(self, batch: Tensor) -> TorchDistribution:
+        """p(library size | batch)."""
+        return dist.LogNormal(self.library_loc[batch], self.library_scale[batch]).to_event(1)
+
+    def likelihood(self, z: Tensor, library_size: Tensor, cells: Cells) -> TorchDistribution:
+        """p(x | z, library size, batch): independent counts, (n_cells, n_genes)."""
+        log_rho, dropout_logits, log_theta = self.decode(z, cells)
+        log_mean = log_rho + library_size.log()
+        if self.gene_likelihood == "poisson":
+            return Poisson(log_mean)
+        if log_theta is None:
+            codes = {"gene-batch": cells.batch, "gene-label": cells.label}.get(self.dispersion)
+            log_theta = self.log_inverse_dispersion if codes is None else self.log_inverse_dispersion[codes]
+        if dropout_logits is None:
+            return NegativeBinomial(log_mean, log_theta)
+        return ZeroInflatedNegativeBinomial(log_mean, log_theta, dropout_logits)
+
+    def decode(self, z: Tensor, cells: Cells) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Log frequency (or rate per size factor), dropout logits (ZINB), log theta (gene-cell dispersion)."""
+        one_hot = F.one_hot(cells.batch, self.n_batches).to(z.dtype)
+        return self.decoder(z, self.covariates(cells), one_hot)
+
+    def covariates(self, cells: Cells) -> Tensor:
+        """Design matrix of the covariates, (n_cells, n_covariates): continuous, batch, categorical."""
+        parts = [cells.continuous]
+        if self.batch_embedding is not None:
+            parts.append(self.batch_embedding(cells.batch))
+        elif self.n_batches > 1:
+            parts.append(F.one_hot(cells.batch, self.n_batches))
+        parts += [F.one_hot(codes, n) for codes, n in zip(cells.categorical.T, self.n_categories, strict=True) if n > 1]
+        return torch.cat(parts, dim=-1).to(cells.library_size.dtype)

@@ -1,0 +1,79 @@
+"""A trained model as plain arrays in ``adata.uns``, and back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from scanpy_scvipyro._validate import did_you_mean
+from scanpy_scvipyro.data import DataSpec
+from scanpy_scvipyro.model import SCVI
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+_KEYS = ("layer", "batch_key", "labels_key", "size_factor_key")
+_KEY_LISTS = ("categorical_covariate_keys", "continuous_covariate_keys")
+
+
+def to_uns(
+    module: SCVI, spec: DataSpec, model_options: dict[str, Any], params: dict[str, Any], history: pd.DataFrame
+) -> dict[str, Any]:
+    """Parameters, history and weights in types that every AnnData file format stores."""
+    keys = {name: getattr(spec, name) for name in (*_KEYS, *_KEY_LISTS)}
+    return {
+        "params": _storable(keys | model_options | params),
+        "history": history,
+        "genes": spec.genes.astype(object),
+        "categories": {key: names.astype(object) for key, names in spec.categories.items()},
+        "module": type(module).__name__,
+        "model_options": _storable(model_options),
+        "weights": {name: value.detach().cpu().numpy() for name, value in module.state_dict().items()},
+    }
+
+
+def from_uns(adata: AnnData, key: str, module: type[SCVI] | None = None) -> tuple[SCVI, DataSpec]:
+    """Rebuild the module and what it reads from an AnnData."""
+    if key not in adata.uns:
+        trained = [name for name, value in adata.uns.items() if isinstance(value, dict) and "weights" in value]
+        msg = f"key={key!r} is not in adata.uns; train a model first: tl.scvi_pyro(adata). {did_you_mean(key, trained)}"
+        raise KeyError(msg)
+    stored = adata.uns[key]
+    module = module or SCVI
+    if stored["module"] != module.__name__:
+        msg = (
+            f"adata.uns[{key!r}] holds the weights of a {stored['module']}, not of {module.__name__}; "
+            f"pass the class itself: module={stored['module']}."
+        )
+        raise ValueError(msg)
+    params = stored["params"]
+    spec = DataSpec(
+        **{name: params.get(name) for name in _KEYS},
+        **{name: tuple(map(str, params.get(name, ()))) for name in _KEY_LISTS},  # type: ignore[arg-type]
+        genes=np.asarray(stored["genes"], dtype=str),
+        categories={name: np.asarray(values, dtype=str) for name, values in stored["categories"].items()},
+    )
+    options = {name: _plain(value) for name, value in stored["model_options"].items()}
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced
+        live = module(len(spec.genes), spec.n_batches, **options)
+    live.load_state_dict({name: torch.tensor(np.asarray(value)) for name, value in stored["weights"].items()})
+    return live.eval(), spec
+
+
+def _storable(options: dict[str, Any]) -> dict[str, Any]:
+    """None and empty sequences are left out, which not every file format has; sequences become arrays."""
+    stored = {}
+    for name, value in options.items():
+        if isinstance(value, list | tuple):
+            value = np.asarray(value, dtype=object if value and isinstance(value[0], str) else None)
+        if value is not None and np.size(value):
+            stored[name] = value
+    return stored
+
+
+def _plain(value: Any) -> Any:
+    """Numpy scalars, as files give them back, to Python's."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -1,0 +1,5 @@
+"""Tools: what is computed and written into an AnnData."""
+
+from scanpy_scvipyro.tl._scvi_pyro import scvi_pyro
+
+__all__ = ["scvi_pyro"]

@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from scanpy import logging as logg
+from scanpy import settings
+
+from scanpy_scvipyro import _validate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from pytorch_lightning.callbacks import Callback
+    from pytorch_lightning.loggers import Logger
+
+    from scanpy_scvipyro.model import SCVI, Dispersion, GeneLikelihood
+    from scanpy_scvipyro.networks import Activation, Normalization
+
+
+@_validate.refuse_unknown_arguments
+def scvi_pyro(
+    adata: AnnData,
+    *,
+    batch_key: str | None = None,
+    layer: str | None = None,
+    mask_var: NDArray[np.bool_] | str | None = None,
+    labels_key: str | None = None,
+    categorical_covariate_keys: Sequence[str] | str | None = None,
+    continuous_covariate_keys: Sequence[str] | str | None = None,
+    size_factor_key: str | None = None,
+    n_latent: int = 10,
+    n_hidden: int = 128,
+    n_layers: int = 1,
+    dropout_rate: float = 0.1,
+    activation: Activation = "relu",
+    encoder_normalization: Normalization = "batch",
+    decoder_normalization: Normalization = "batch",
+    gene_likelihood: GeneLikelihood = "nb",
+    dispersion: Dispersion = "gene",
+    library: Literal["observed", "latent"] = "observed",
+    encode_covariates: bool = False,
+    deeply_inject_covariates: bool = True,
+    batch_representation: Literal["one-hot", "embedding"] = "one-hot",
+    n_batch_embedding: int = 5,
+    batch_offset: float | None = 0.5,
+    decoder: Literal["nonlinear", "linear"] = "nonlinear",
+    prior: Literal["normal", "mixture"] = "normal",
+    n_prior_components: int = 50,
+    module: type[SCVI] | None = None,
+    max_epochs: int | None = None,
+    batch_size: int = 128,
+    train_size: float = 0.9,
+    learning_rate: float = 4e-3,
+    n_epochs_kl_warmup: int | None = None,
+    early_stopping: bool = False,
+    early_stopping_patience: int = 20,
+    keep_best_on_interrupt: bool = False,
+    accelerator: str = "auto",
+    devices: int | str | list[int] = 1,
+    precision: str | int = "32-true",
+    logger: Logger | Sequence[Logger] | bool = False,
+    callbacks: Sequence[Callback] = (),
+    progress_bar: bool | None = None,
+    impute: bool = True,
+    key_added: str = "scvi_pyro",
+    random_state: int = 0,
+    copy: bool = False,
+) -> AnnData | None:
+    r"""Fit scVI :cite:p:`Lopez2018` to raw counts: latent codes free of batch effects, and imputed counts.
+
+    Counts are modelled by a negative binomial whose mean is the library size of a cell times gene frequencies that a
+    neural network decodes from a latent code and the batch; a second network infers the code from the counts. Both
+    are Pyro programs (:class:`~scanpy_scvipyro.model.SCVI`), trained together by maximizing the evidence lower bound
+    (ELBO) on PyTorch Lightning.
+
+    Parameters
+    ----------
+    adata
+        AnnData with raw counts: whole numbers from 0, at least one count per cell, at least two cells. Dense or
+        sparse, of any numeric type. 2,000 to 4,000 highly variable genes are a good choice.
+    batch_key
+        Column of ``adata.obs`` with the batch (sample, donor, plate, chemistry) whose effect is to be removed.
+    layer
+        Layer with the counts; by default ``adata.X``.
+    mask_var
+        Genes to model: a boolean array (n_vars,), or the name of such a column of ``adata.var``, for example
+        ``"highly_variable"``. The imputed layer is NaN for all other genes.
+    labels_key
+        Column of ``adata.obs`` with labels of the cells, only used for ``dispersion="gene-label"``.
+    categorical_covariate_keys, continuous_covariate_keys
+        Further columns of ``adata.obs`` whose effect is to be removed, categorical or numeric. Numeric ones are used
+        as they are: scale them to about unit variance.
+    size_factor_key
+        Column of ``adata.obs`` with positive numbers, of any scale, that take the place of the library size. The
+        frequencies of a cell's genes then need not sum to one.
+    n_latent
+        Dimensions of the latent code.
+    n_hidden, n_layers
+        Width and number of the hidden layers of encoder and decoder.
+    dropout_rate
+        Share of hidden units of the encoder that are dropped in training.
+    activation
+        Nonlinearity of the hidden layers.
+    encoder_normalization, decoder_normalization
+        Normalization of the hidden layers.
+    gene_likelihood
+        Negative binomial (``"nb"``), the same with dropout (zero-inflated, ``"zinb"``), or Poisson.
+    dispersion
+        What the inverse dispersion :math:`\theta` depends on: the gene, the gene and batch, the gene and label, or
+        (decoded from the latent code) the gene and cell.
+    library
+        ``"observed"``: the library size is the sum of the counts (or the size factor). ``"latent"``: it is inferred,
+        with a LogNormal prior per batch.
+    encode_covariates
+        Whether the encoder, too, sees batch and covariates.
+    deeply_inject_covariates
+        Whether they join every hidden layer, not only the first.
+    batch_representation
+        Batch as one-hot vector, or as a learnt vector of ``n_batch_embedding`` numbers, for very many batches.
+    n_batch_embedding
+        Dimensions of the learnt batch vectors.
+    batch_offset
+        One additive term per batch and gene, on the log scale, joins the decoder's output. It starts at this share
+        (0 to 1) of the batch's deviation from the mean log expression. ``None`` leaves it out: scVI as published.
+    decoder
+        ``"linear"`` makes each latent dimension a factor with gene loadings (LDVAE :cite:p:`Svensson2020`).
+    prior
+        Prior of the latent code: standard Normal, or a mixture of ``n_prior_components`` Normals learnt from the data.
+    n_prior_components
+        Components of the mixture prior.
+    module
+        Your subclass of :class:`~scanpy_scvipyro.model.SCVI`, to change the model itself.
+    max_epochs
+        Passes over the training cells. By default fewer for more cells, see :func:`default_max_epochs`.
+    batch_size
+        Cells per minibatch, at least 2.
+    train_size
+        Share of the cells to train on; the others are held out to measure the validation ELBO. All cells get results.
+    learning_rate
+        Peak of the one-cycle learning rate of Adam.
+    n_epochs_kl_warmup
+        Epochs over which the weight of the KL divergence rises linearly to 1; by default all.
+    early_stopping
+        Stop when the validation ELBO has not risen for ``early_stopping_patience`` epochs, and use the best weights.
+    early_stopping_patience
+        See ``early_stopping``.
+    keep_best_on_interrupt
+        With ``early_stopping``: on Ctrl-C, finish with the best weights so far instead of raising KeyboardInterrupt.
+    accelerator, devices, precision, logger, callbacks
+        Handed to :class:`pytorch_lightning.Trainer`. Files (logs, checkpoints) are only written if you pass a logger
+        or a :class:`~pytorch_lightning.callbacks.ModelCheckpoint`.
+    progress_bar
+        Whether to show a bar with epoch, ELBO and time left; by default if ``sc.settings.verbosity`` is above 0.
+    impute
+        Whether to write the imputed counts, 4 bytes per cell and gene.
+    key_added
+        Name of the results, see below.
+    random_state
+        Seed. The same seed gives the same result on the same machine; the global random states are left alone.
+    copy
+        Whether to return a changed copy, instead of changing ``adata``.
+
+    Returns
+    -------
+    ``None``, or a changed copy with ``copy=True``. Sets the following fields (with the default ``key_added``):
+
+    ``adata.obsm["X_scvi_pyro"]`` : float32 array (n_obs, n_latent)
+        Posterior mean of the latent code, for ``sc.pp.neighbors(adata, use_rep="X_scvi_pyro")``.
+    ``adata.layers["scvi_pyro_imputed"]`` : float32 array (n_obs, n_vars)
+        Expected counts at each cell's own sequencing depth.
+    ``adata.uns["scvi_pyro"]`` : dict
+        ``params``; ``history``, a DataFrame with the training and validation ELBO of each epoch in nats per cell, its
+        two parts (reconstruction, KL divergence), KL weight and learning rate; ``weights`` and what else it takes to
+        rebuild the model with :func:`scanpy_scvipyro.get.model`, as plain arrays.
+    ``adata.varm["scvi_pyro_loadings"]`` : DataFrame (n_vars, n_latent)
+        With ``decoder="linear"``: loadings of the genes, on the log scale.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        If the data or an argument are not as described above; before any work starts.
+    MemoryError
+        If the imputed layer would not fit in the free memory; before any work starts.
+    RuntimeError
+        If training diverges. After any error and after Ctrl-C, ``adata`` is as before.
+
+    Examples
+    --------
+    >>> import scanpy as sc
+    >>> import scanpy_scvipyro as scvip
+    >>> adata = scvip.datasets.cell_mixtures()
+    >>> scvip.tl.scvi_pyro(adata, batch_key="batch", max_epochs=2, progress_bar=False)
+    >>> adata.obsm["X_scvi_pyro"].shape
+    (1345, 10)
+    >>> adata.uns["scvi_pyro"]["history"].index.tolist()
+    [1, 2]
+    """
+    model_options: dict[str, Any] = {
+        "n_latent": n_latent,
+        "n_hidden": n_hidden,
+        "n_layers": n_layers,
+        "dropout_rate": dropout_rate,
+        "activation": activation,
+        "encoder_normalization": encoder_normalization,
+        "decoder_normalization": decoder_normalization,
+        "gene_likelihood": gene_likelihood,
+        "dispersion": dispersion,
+        "library": library,
+        "encode_covariates": encode_covariates,
+        "deeply_inject_covariates": deeply_inject_covariates,
+        "batch_representation": batch_representation,
+        "n_batch_embedding": n_batch_embedding,
+        "decoder": decoder,
+        "prior": prior,
+        "n_prior_components": n_prior_components,
+    }
+    training_options: dict[str, Any] = {
+        "max_epochs": max_epochs,
+        "batch_size": batch_size,
+        "train_size": train_size,
+        "learning_rate": learning_rate,
+        "n_epochs_kl_warmup": n_epochs_kl_warmup,
+        "early_stopping": early_stopping,
+        "early_stopping_patience": early_stopping_patience,
+        "keep_best_on_interrupt": keep_best_on_interrupt,
+        "random_state": random_state,
+    }
+    _validate.check_adata(adata)
+    _validate.check_arguments(model_options | training_options | {"batch_offset": batch_offset})
+    if dispersion == "gene-label" and labels_key is None:
+        raise ValueError("dispersion='gene-label' needs labels; pass labels_key=, a column of adata.obs.")
+    genes = _validate.gene_mask(adata, mask_var)
+    if impute:
+        _validate.check_memory(4 * adata.n_obs * adata.n_vars, "the imputed layer", "pass impute=False.")
+
+    from scanpy_scvipyro import data, posterior, storage, training
+
+    spec = data.DataSpec(
+        layer=layer,
+        batch_key=batch_key,
+        labels_key=labels_key,
+        categorical_covariate_keys=_validate.keys_as_list(categorical_covariate_keys, "categorical_covariate_keys"),
+        continuous_covariate_keys=_validate.keys_as_list(continuous_covariate_keys, "continuous_covariate_keys"),
+        size_factor_key=size_factor_key,
+    )
+    spec = data.describe(adata, spec, genes)
+    cell_data = data.load(adata, spec, genes)
+    recipe = training.recipe(cell_data.n_cells, **training_options)
+    model_options |= {
+        "n_labels": spec.n_labels,
+        "n_categories": spec.n_categories,
+        "n_continuous": len(spec.continuous_covariate_keys),
+        "has_batch_offset": batch_offset is not None,
+        "has_size_factor": size_factor_key is not None,
+    }
+
+    start = logg.info(f"training scVI on {adata.n_obs} cells and {len(spec.genes)} genes")
+    with training.isolated_random_state(random_state):
+        model = training.untrained(module, cell_data, spec.n_batches, model_options, batch_offset or 0.0)
+        history = training.fit(
+            model,
+            cell_data,
+            recipe,
+            accelerator=accelerator,
+            devices=devices,
+            precision=precision,
+            progress_bar=settings.verbosity > 0 if progress_bar is None else progress_bar,
+            logger=logger,
+            callbacks=callbacks,
+        )
+        latent = posterior.latent_mean(model, cell_data)
+        imputed = posterior.expected_counts(model, cell_data, latent, genes) if impute else None
+        loadings = posterior.loadings(model, adata.var_names, spec.genes) if decoder == "linear" else None
+    stored = storage.to_uns(model, spec, model_options, vars(recipe) | {"batch_offset": batch_offset}, history)
+
+    adata = adata.copy() if copy else adata
+    adata.obsm[f"X_{key_added}"] = latent
+    if imputed is not None:
+        adata.layers[f"{key_added}_imputed"] = imputed
+    if loadings is not None:
+        adata.varm[f"{key_added}_loadings"] = loadings
+    adata.uns[key_added] = stored
+    logg.info(
+        "    finished",
+        time=start,
+        deep=f"added\n    'X_{key_added}', latent codes (adata.obsm)\n"
+        + (f"    '{key_added}_imputed', expected counts (adata.layers)\n" if impute else "")
+        + f"    '{key_added}', parameters, history and weights (adata.uns)",
+    )
+    return adata if copy else None

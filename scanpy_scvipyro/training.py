@@ -1,0 +1,279 @@
+"""Training: the recipe, the Lightning module, and a trainer that leaves no traces."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyro
+import pytorch_lightning as pl
+import torch
+from pyro.infer import TraceMeanField_ELBO
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+
+from scanpy_scvipyro.data import CellDataModule, n_training_cells
+from scanpy_scvipyro.model import SCVI
+from scanpy_scvipyro.posterior import elbo_terms
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pytorch_lightning.loggers import Logger
+    from torch import Tensor
+
+    from scanpy_scvipyro.data import CellData
+    from scanpy_scvipyro.model import Cells
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train."""
+
+    max_epochs: int
+    n_epochs_kl_warmup: int
+    learning_rate: float
+    batch_size: int
+    train_size: float
+    early_stopping: bool
+    early_stopping_patience: int
+    keep_best_on_interrupt: bool
+    random_state: int
+
+
+def recipe(
+    n_cells: int,
+    *,
+    max_epochs: int | None,
+    n_epochs_kl_warmup: int | None,
+    train_size: float,
+    early_stopping: bool,
+    keep_best_on_interrupt: bool,
+    **settings: Any,
+) -> Recipe:
+    """Work out the defaults that depend on the number of cells, and refuse settings that contradict each other."""
+    if early_stopping and n_training_cells(n_cells, train_size) == n_cells:
+        msg = f"early_stopping needs validation cells; train_size={train_size:g} leaves none of {n_cells}, lower it."
+        raise ValueError(msg)
+    if keep_best_on_interrupt and not early_stopping:
+        raise ValueError("keep_best_on_interrupt=True needs early_stopping=True, which keeps the best weights.")
+    max_epochs = max_epochs or default_max_epochs(n_cells)
+    return Recipe(
+        max_epochs=max_epochs,
+        n_epochs_kl_warmup=max_epochs if n_epochs_kl_warmup is None else n_epochs_kl_warmup,
+        train_size=train_size,
+        early_stopping=early_stopping,
+        keep_best_on_interrupt=keep_best_on_interrupt,
+        **settings,
+    )
+
+
+def default_max_epochs(n_cells: int) -> int:
+    """Return the number of epochs that reaches the plateau of the held-out ELBO and mixes batches (docs/recipe.md)."""
+    return 100
+
+
+def untrained(
+    module: type[SCVI] | None, data: CellData, n_batches: int, options: dict[str, Any], batch_offset: float
+) -> SCVI:
+    """Build the module with its start values from the data."""
+    with pyro.settings.context(module_local_params=True):
+        model = (module or SCVI)(data.n_genes, n_batches, **options)
+    model.start_from(*data.log_frequencies(), data.log_library_size(), batch_offset)
+    return model
+
+
+class TrainingPlan(pl.LightningModule):
+    """Maximizes the ELBO per cell: Adam, a one-cycle learning rate, and a KL weight that rises to one."""
+
+    def __init__(self, module: SCVI, recipe: Recipe) -> None:
+        super().__init__()
+        self.module, self.recipe = module, recipe
+        self.loss = TraceMeanField_ELBO()(module.model, module.guide)
+        self.history: list[dict[str, float]] = []
+
+    @property
+    def kl_weight(self) -> float:
+        n_steps = self.recipe.n_epochs_kl_warmup * self.trainer.num_training_batches
+        return min(1.0, (self.global_step + 1) / n_steps) if n_steps else 1.0
+
+    def on_train_epoch_start(self) -> None:
+        self.train_loss = torch.zeros((), device=self.device)
+
+    def training_step(self, cells: Cells, _: int) -> Tensor:
+        loss = self.loss(cells, kl_weight=self.kl_weight) / len(cells.batch)
+        self.train_loss += loss.detach()
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        # Once per epoch, since reading a value waits for the device.
+        if not torch.isfinite(self.train_loss):
+            msg = (
+                f"training diverged in epoch {self.current_epoch + 1} of {self.recipe.max_epochs}: the ELBO is "
+                f"{-self.train_loss.item()}. Try a lower learning_rate (it was {self.recipe.learning_rate:g}), "
+                "precision='32-true', or a look at cells with extreme counts."
+            )
+            raise RuntimeError(msg)
+
+    def on_validation_epoch_start(self) -> None:
+        self.evaluated: dict[int, list[Tensor]] = {}
+
+    def validation_step(self, cells: Cells, _: int, dataloader_idx: int = 0) -> None:
+        self.evaluated.setdefault(dataloader_idx, []).append(torch.stack(elbo_terms(self.module, cells)))
+
+    def on_validation_epoch_end(self) -> None:
+        row: dict[str, float] = {}
+        for i, terms in self.evaluated.items():
+            reconstruction, kl = torch.cat(terms, dim=1).double().mean(dim=1).tolist()
+            name = ("train", "validation")[i]
+            row |= {f"{name}_elbo": reconstruction - kl, f"{name}_reconstruction": reconstruction, f"{name}_kl": kl}
+        self.log_dict(row)
+        row |= {"kl_weight": self.kl_weight, "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"]}
+        self.history.append(row)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.module.parameters(), lr=self.recipe.learning_rate, fused=True)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=self.recipe.learning_rate,
+            total_steps=int(self.trainer.estimated_stepping_batches),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class BestWeights(Callback):
+    """Keeps the weights of the best validation ELBO in memory, and gives them back after training."""
+
+    def __init__(self) -> None:
+        self.best_elbo = -np.inf
+        self.weights: dict[str, Tensor] = {}
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        elbo = trainer.callback_metrics["validation_elbo"].item()
+        if elbo > self.best_elbo:
+            self.best_elbo = elbo
+            self.weights = {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
+
+
+class EpochProgress(Callback):
+    """One bar for the whole training, in terminals and notebooks: epoch, ELBO, and time left."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        from tqdm.auto import tqdm
+        from tqdm.notebook import tqdm_notebook
+
+        # disable=None hides the bar where the output is not a terminal, which is wrong for notebooks.
+        hide = False if issubclass(tqdm, tqdm_notebook) else None
+        self.bar = tqdm(total=trainer.max_epochs, desc="Training", unit="epoch", disable=hide)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: TrainingPlan) -> None:  # type: ignore[override]
+        row = pl_module.history[-1]
+        self.bar.set_postfix(ELBO=f"{row.get('validation_elbo', row['train_elbo']):.1f}", refresh=False)
+        self.bar.update()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if hasattr(self, "bar"):
+            self.bar.close()
+
+
+def fit(
+    module: SCVI,
+    data: CellData,
+    recipe: Recipe,
+    *,
+    accelerator: str,
+    devices: int | str | list[int],
+    precision: Any,
+    progress_bar: bool,
+    logger: Logger | Sequence[Logger] | bool,
+    callbacks: Sequence[Callback],
+) -> pd.DataFrame:
+    """Train in place; the history has one row per epoch, indexed from 1."""
+    plan = TrainingPlan(module, recipe)
+    callbacks = list(callbacks)
+    best = BestWeights()
+    if recipe.early_stopping:
+        stop = EarlyStopping("validation_elbo", mode="max", patience=recipe.early_stopping_patience, check_finite=False)
+        callbacks += [best, stop]
+    if progress_bar:
+        callbacks.append(EpochProgress())
+    cells = CellDataModule(
+        data, train_size=recipe.train_size, batch_size=recipe.batch_size, random_state=recipe.random_state
+    )
+    local_params = pyro.settings.context(module_local_params=True)
+    with _quiet_lightning(), _interruptible(), local_params, pyro.validation_enabled(is_validate=False):
+        trainer = pl.Trainer(
+            max_epochs=recipe.max_epochs,
+            accelerator=accelerator,
+            devices=devices,
+            precision=precision,
+            logger=logger,
+            callbacks=callbacks,
+            enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        try:
+            trainer.fit(plan, datamodule=cells)
+        except KeyboardInterrupt:
+            if not (recipe.keep_best_on_interrupt and best.weights):
+                raise
+    if best.weights:
+        plan.load_state_dict(best.weights)
+    module.to("cpu").eval()
+    history = pd.DataFrame(plan.history)
+    history.index = pd.RangeIndex(1, len(history) + 1, name="epoch")
+    return history
+
+
+@contextlib.contextmanager
+def isolated_random_state(random_state: int) -> Iterator[None]:
+    """Seed Python, numpy and torch inside the block, and give the caller's states back after it."""
+    state = pyro.util.get_rng_state()
+    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=cuda):
+        try:
+            pyro.set_rng_seed(random_state)
+            yield
+        finally:
+            pyro.util.set_rng_state(state)
+
+
+@contextlib.contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """No device banners, tips or hints meant for authors of training loops; errors pass."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(pytorch_)?lightning")
+            warnings.filterwarnings("ignore", module=r"torch\.")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C stays a KeyboardInterrupt: Lightning turns it into SystemExit and leaves the signal ignored."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if in_main_thread else None
+    try:
+        yield
+    except SystemExit as exit_:
+        if isinstance(exit_.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if in_main_thread and handler is not None:
+            signal.signal(signal.SIGINT, handler)
