@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from scanpy_scvipyro import _validate
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -44,3 +46,87 @@ def model(adata: AnnData, *, key: str = "scvi_pyro", module: type[SCVI] | None =
     from scanpy_scvipyro import storage
 
     return storage.from_uns(adata, key, module)[0]
+
+
+@_validate.refuse_unknown_arguments
+def from_scvi_tools(
+    model: Any,
+    adata: AnnData,
+    *,
+    impute: bool = True,
+    key_added: str = "scvi_pyro",
+    copy: bool = False,
+) -> AnnData | None:
+    """Bring a model trained by scvi-tools into an AnnData, as if :func:`scanpy_scvipyro.tl.scvi_pyro` had trained it.
+
+    The weights are copied into a module of this package whose latent codes, expected counts and ELBO are the same, so
+    that all functions for trained models work on it. scvi-tools itself is then no longer needed.
+
+    Parameters
+    ----------
+    model
+        Trained ``scvi.model.SCVI`` or ``scvi.model.LinearSCVI``. Not supported are ``gene_likelihood="normal"``,
+        ``latent_distribution="ln"``, ``log_variational=False``, size factors, batch and layer normalization in the
+        same network, and custom arguments of encoder and decoder.
+    adata
+        AnnData with the counts and the columns of ``.obs`` that the model was set up with: that of the model, or
+        another with the same genes (in any order) and categories.
+    impute
+        Whether to write the imputed counts, 4 bytes per cell and gene.
+    key_added
+        Name of the results.
+    copy
+        Whether to return a changed copy, instead of changing ``adata``.
+
+    Returns
+    -------
+    ``None``, or a changed copy with ``copy=True``. Sets the same fields as :func:`scanpy_scvipyro.tl.scvi_pyro`.
+    ``adata.uns["scvi_pyro"]["history"]`` holds the epochs that scvi-tools recorded.
+
+    Raises
+    ------
+    TypeError
+        If ``model`` is of another class.
+    ValueError
+        If the model is not trained, has an option that this package has not, or ``adata`` does not fit it.
+    KeyError
+        If ``adata`` lacks a column or layer.
+    MemoryError
+        If the imputed layer would not fit in the free memory.
+
+    Examples
+    --------
+    >>> import scanpy_scvipyro as scvip
+    >>> import scvi  # doctest: +SKIP
+    >>> adata = scvip.datasets.cell_mixtures()
+    >>> scvi.model.SCVI.setup_anndata(adata, batch_key="batch")  # doctest: +SKIP
+    >>> model = scvi.model.SCVI(adata)  # doctest: +SKIP
+    >>> model.train()  # doctest: +SKIP
+    >>> scvip.get.from_scvi_tools(model, adata)  # doctest: +SKIP
+    >>> adata.obsm["X_scvi_pyro"].shape  # doctest: +SKIP
+    (1345, 10)
+    """
+    from scanpy_scvipyro import data
+    from scanpy_scvipyro.from_scvi_tools import convert
+    from scanpy_scvipyro.tl._write import write_results
+
+    _validate.check_adata(adata)
+    if impute:
+        _validate.check_memory(4 * adata.n_obs * adata.n_vars, "the imputed layer", "pass impute=False.")
+    converted = convert(model)
+    genes = converted.spec.gene_positions(adata)
+    cell_data = data.load(adata, converted.spec, genes)
+    adata = adata.copy() if copy else adata
+    write_results(
+        adata,
+        converted.module,
+        cell_data,
+        converted.spec,
+        genes,
+        model_options=converted.model_options,
+        params={},
+        history=converted.history,
+        impute=impute,
+        key_added=key_added,
+    )
+    return adata if copy else None

@@ -55,12 +55,19 @@ def latent_mean(module: SCVI, data: CellData) -> NDArray[np.float32]:
 
 @torch.inference_mode()
 def expected_counts(
-    module: SCVI, data: CellData, latent: NDArray[np.float32], genes: NDArray[np.bool_]
+    module: SCVI,
+    data: CellData,
+    latent: NDArray[np.float32],
+    genes: NDArray[np.bool_] | NDArray[np.intp],
+    n_vars: int,
 ) -> NDArray[np.float32]:
-    """Compute expected counts at each cell's own sequencing depth, (n_cells, n_vars); NaN for genes not modelled."""
+    """Compute expected counts at each cell's own sequencing depth, (n_cells, n_vars); NaN for genes not modelled.
+
+    ``genes`` is a mask, or the positions of the modelled genes.
+    """
     module.eval()
-    imputed = np.full((data.n_cells, len(genes)), np.nan, dtype=np.float32)
-    everything = bool(genes.all())
+    imputed = np.full((data.n_cells, n_vars), np.nan, dtype=np.float32)
+    everything = genes.dtype == bool and bool(genes.all())
     for rows, cells in data.chunks():
         log_rho = module.decode(torch.from_numpy(latent[rows]).to(cells.batch.device), cells)[0]
         expected = log_rho.exp_().mul_(cells.library_size).cpu().numpy()
@@ -68,8 +75,17 @@ def expected_counts(
     return imputed
 
 
-def loadings(module: SCVI, var_names: pd.Index, genes: NDArray[np.str_]) -> pd.DataFrame:
-    """Weights of a linear decoder, (n_vars, n_latent): change of log frequency per unit of the latent code."""
-    weight = module.decoder.rate.weight[:, : module.n_latent].detach().numpy()
-    columns = [f"Z_{i}" for i in range(module.n_latent)]
-    return pd.DataFrame(weight, index=genes, columns=columns).reindex(var_names)
+def loadings(module: SCVI, var_names: pd.Index, genes: NDArray[np.bool_] | NDArray[np.intp]) -> pd.DataFrame:
+    """Weights of a linear decoder, (n_vars, n_latent): change of log frequency per unit of the latent code.
+
+    NaN for genes not modelled; ``genes`` is a mask, or the positions of the modelled genes.
+    """
+    weights = np.full((len(var_names), module.n_latent), np.nan, dtype=np.float32)
+    weights[genes] = module.decoder.rate.weight[:, : module.n_latent].detach().numpy()
+    return pd.DataFrame(weights, index=var_names, columns=[f"Z_{i}" for i in range(module.n_latent)])
+
+
+def batch_embedding(embedding: torch.nn.Embedding, batches: pd.Index) -> pd.DataFrame:
+    """Learnt vector of each batch, (n_batches, n_batch_embedding)."""
+    vectors = embedding.weight.detach().numpy().copy()
+    return pd.DataFrame(vectors, index=batches, columns=[f"E_{i}" for i in range(vectors.shape[1])])

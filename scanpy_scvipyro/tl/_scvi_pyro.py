@@ -174,7 +174,8 @@ def scvi_pyro(
     ``adata.uns["scvi_pyro"]`` : dict
         ``params``; ``history``, a DataFrame with the training and validation ELBO of each epoch in nats per cell, its
         two parts (reconstruction, KL divergence), KL weight and learning rate; ``weights`` and what else it takes to
-        rebuild the model with :func:`scanpy_scvipyro.get.model`, as plain arrays.
+        rebuild the model with :func:`scanpy_scvipyro.get.model`, as plain arrays. With
+        ``batch_representation="embedding"`` also ``batch_embedding``, a DataFrame with the learnt vector of each batch.
     ``adata.varm["scvi_pyro_loadings"]`` : DataFrame (n_vars, n_latent)
         With ``decoder="linear"``: loadings of the genes, on the log scale.
 
@@ -236,7 +237,8 @@ def scvi_pyro(
     if impute:
         _validate.check_memory(4 * adata.n_obs * adata.n_vars, "the imputed layer", "pass impute=False.")
 
-    from scanpy_scvipyro import data, posterior, storage, training
+    from scanpy_scvipyro import data, training
+    from scanpy_scvipyro.tl._write import write_results
 
     spec = data.DataSpec(
         layer=layer,
@@ -271,23 +273,18 @@ def scvi_pyro(
             logger=logger,
             callbacks=callbacks,
         )
-        latent = posterior.latent_mean(model, cell_data)
-        imputed = posterior.expected_counts(model, cell_data, latent, genes) if impute else None
-        loadings = posterior.loadings(model, adata.var_names, spec.genes) if decoder == "linear" else None
-    stored = storage.to_uns(model, spec, model_options, vars(recipe) | {"batch_offset": batch_offset}, history)
-
-    adata = adata.copy() if copy else adata
-    adata.obsm[f"X_{key_added}"] = latent
-    if imputed is not None:
-        adata.layers[f"{key_added}_imputed"] = imputed
-    if loadings is not None:
-        adata.varm[f"{key_added}_loadings"] = loadings
-    adata.uns[key_added] = stored
-    logg.info(
-        "    finished",
-        time=start,
-        deep=f"added\n    'X_{key_added}', latent codes (adata.obsm)\n"
-        + (f"    '{key_added}_imputed', expected counts (adata.layers)\n" if impute else "")
-        + f"    '{key_added}', parameters, history and weights (adata.uns)",
-    )
+        adata = adata.copy() if copy else adata
+        added = write_results(
+            adata,
+            model,
+            cell_data,
+            spec,
+            genes,
+            model_options=model_options,
+            params=vars(recipe) | {"batch_offset": batch_offset},
+            history=history,
+            impute=impute,
+            key_added=key_added,
+        )
+    logg.info("    finished", time=start, deep=added)
     return adata if copy else None
