@@ -39,7 +39,7 @@ class _Nonzero:
 
     def pick(self, parameter: Tensor) -> Tensor:
         """Values of a broadcastable parameter at the non-zero counts."""
-        if parameter.numel() == parameter.shape[-1:].numel() == self.shape[-1]:
+        if parameter.numel() == parameter.shape[-1:].numel() == self.shape[-1:].numel():
             return parameter.flatten().index_select(0, self.column).to(self.count.dtype)
         return parameter.expand(self.shape).flatten().take(self.position).to(self.count.dtype)
 
