@@ -232,7 +232,7 @@ def obs_codes(
     found = column.cat.categories.astype(str).to_numpy(dtype=str)
     if categories is None:
         return column.cat.codes.to_numpy(np.int64), found
-    unknown = [name for name in found if name not in set(categories)]
+    unknown = [name for name in found.tolist() if name not in set(categories)]
     if unknown:
         msg = (
             f"{argument}={key!r} has categories that the model was not trained on: {', '.join(map(repr, unknown))}. "
