@@ -62,6 +62,11 @@ def exactly(function, columns):
         return [function(*row) for row in rows]
 
 
+def slope_of(function, i):
+    """Derivative for argument i."""
+    return lambda *row: mp.diff(lambda value: function(*row[:i], value, *row[i + 1 :]), row[i])
+
+
 def relative_errors(found, exact):
     with mp.workdps(50):
         return np.array([float(abs((f - e) / e)) for f, e in zip(found.tolist(), exact)])
@@ -95,11 +100,7 @@ def test_gradients_are_finite_and_exact_over_extremes(distribution):
     for i, (gradient, scale) in enumerate(zip(gradients, scales)):
         assert gradient.isfinite().all()
         columns = [column.detach()[subset] for column in (counts, *parameters)]
-
-        def slope(*row, i=i):
-            return mp.diff(lambda value: function(*row[: i + 1], value, *row[i + 2 :]), row[i + 1])
-
-        exact = np.array([float(value) for value in exactly(slope, columns)])
+        exact = np.array([float(value) for value in exactly(slope_of(function, i + 1), columns)])
         error = np.abs(gradient[subset].double().numpy() - exact)
         assert (error <= 1e-4 * np.abs(exact) + 2e-6 * scale[subset]).all()
 

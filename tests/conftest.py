@@ -1,0 +1,112 @@
+"""Small real data, simulated data with known truth, and trained models that tests get as copies."""
+
+import functools
+import os
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from anndata.tests.helpers import assert_equal
+from scipy import sparse
+
+import scanpy_scvipyro as scvip
+
+
+@pytest.fixture(autouse=True)
+def empty_directory(tmp_path, monkeypatch):
+    """Every test runs in an empty directory: what it writes there it wrote unasked."""
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    return tmp_path / "cwd"
+
+
+@pytest.fixture
+def data_directory():
+    """The real data that are too large for the repository."""
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    path = Path(os.environ.get("SCVIPYRO_DATA", beside))
+    if not path.is_dir():
+        pytest.skip(f"needs real data: set SCVIPYRO_DATA to their directory, or put them into {beside}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def _mixtures():
+    return scvip.datasets.cell_mixtures()
+
+
+@pytest.fixture
+def mixtures(_mixtures):
+    """Real counts of 1345 cells of three cell lines and 701 genes, from three protocols."""
+    return _mixtures.copy()
+
+
+@pytest.fixture(scope="session")
+def _small(_mixtures):
+    cells = np.sort(np.random.default_rng(0).permutation(_mixtures.n_obs)[:90])
+    genes = np.sort(np.argsort(np.asarray(_mixtures.X.sum(axis=0)).ravel())[-40:])
+    return _mixtures[cells, genes].copy()
+
+
+@pytest.fixture
+def small(_small):
+    """Real counts of 90 cells from all three protocols, and the 40 genes with most counts."""
+    return _small.copy()
+
+
+@pytest.fixture(scope="session")
+def train_quickly():
+    """``tl.scvi_pyro`` on a small network for two epochs, for what does not depend on the fit being good."""
+    return functools.partial(scvip.tl.scvi_pyro, max_epochs=2, n_hidden=8, progress_bar=False)
+
+
+@pytest.fixture(scope="session")
+def _trained(_mixtures):
+    return scvip.tl.scvi_pyro(_mixtures, batch_key="batch", progress_bar=False, copy=True)
+
+
+@pytest.fixture
+def trained(_trained):
+    """The cell mixtures with results of the defaults."""
+    return _trained.copy()
+
+
+@pytest.fixture(scope="session")
+def _trained_small(_small, train_quickly):
+    return train_quickly(_small, batch_key="batch", copy=True)
+
+
+@pytest.fixture
+def trained_small(_trained_small):
+    """The small data with results of a quick training: a model that works, whose fit is not good."""
+    return _trained_small.copy()
+
+
+@pytest.fixture(scope="session")
+def _simulated():
+    rng = np.random.default_rng(0)
+    n_cells, n_genes = 600, 100
+    group, batch = rng.integers(3, size=n_cells), rng.integers(2, size=n_cells)
+    log_rate = rng.normal(0, 1, n_genes) + rng.normal(0, 0.8, (3, n_genes))[group]
+    log_rate += rng.normal(0, 0.5, (2, n_genes))[batch]
+    rate = np.exp(log_rate)
+    mean = rate / rate.sum(axis=1, keepdims=True) * rng.lognormal(np.log(500), 0.4, (n_cells, 1))
+    counts = rng.negative_binomial(2.0, 2.0 / (2.0 + mean)).astype(np.float32)
+    obs = pd.DataFrame({"group": group.astype(str), "batch": batch.astype(str)}, dtype="category")
+    obs.index = [f"cell{i}" for i in range(n_cells)]
+    var = pd.DataFrame(index=[f"gene{i}" for i in range(n_genes)])
+    return ad.AnnData(sparse.csr_matrix(counts), obs=obs, var=var, layers={"mean": mean})
+
+
+@pytest.fixture
+def simulated(_simulated):
+    """Negative binomial counts of three groups of cells in two batches; their true means in a layer."""
+    return _simulated.copy()
+
+
+@pytest.fixture
+def unchanged():
+    """Assert that an AnnData equals an earlier copy, in every part and value."""
+    return functools.partial(assert_equal, exact=True)

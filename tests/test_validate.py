@@ -1,0 +1,344 @@
+"""Refusals: what was wrong, what was found, and what to do."""
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from scanpy_scvipyro import _validate
+
+
+@pytest.fixture
+def adata():
+    counts = np.array([[0, 2, 1], [3, 0, 0], [1, 1, 4]], dtype=np.float32)
+    obs = pd.DataFrame({"sample": ["a", "b", "a"], "age": [1.5, 2.0, 3.0]}, index=["c0", "c1", "c2"])
+    return ad.AnnData(sparse.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=["g0", "g1", "g2"]))
+
+
+def read_counts(adata, layer=None, genes=None):
+    genes = np.ones(adata.n_vars, dtype=bool) if genes is None else genes
+    return _validate.counts(adata, layer, genes)
+
+
+# Values just outside of the range, and values of the wrong kind.
+OUT_OF_RANGE = {
+    "n_latent": (0, -1, 2.5, "10", True),
+    "n_hidden": (0, 1.0),
+    "n_layers": (0, 1.0),
+    "n_batch_embedding": (0, 1.0),
+    "n_prior_components": (0, 1.0),
+    "dropout_rate": (-0.1, 1.0, float("nan"), "0.1"),
+    "batch_offset": (-0.01, 1.01, float("nan")),
+    "max_epochs": (0, -1, 1.5, float("inf")),
+    "batch_size": (1, 0, 64.0),
+    "train_size": (0, 1.01, float("nan"), float("inf")),
+    "learning_rate": (0, -1e-3, 1.5, float("nan"), float("inf"), True),
+    "n_epochs_kl_warmup": (-1, 1.5),
+    "early_stopping_patience": (0, 1.5),
+    "random_state": (-1, 2**32, 0.5, np.random.default_rng(0)),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in OUT_OF_RANGE for value in OUT_OF_RANGE[name]])
+def test_number_out_of_range_is_refused_with_the_range(name, value):
+    with pytest.raises(ValueError, match=rf"^{name}=.* was passed; pass a (whole )?number (from|of at least) \S+"):
+        _validate.check_arguments({name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n_latent", 1),
+        ("n_latent", np.int64(5)),
+        ("dropout_rate", 0),
+        ("train_size", np.float32(0.5)),
+        ("batch_size", 2),
+    ]
+    + [("train_size", 1), ("batch_offset", None), ("max_epochs", None), ("random_state", 2**32 - 1)],
+)
+def test_numbers_in_range_of_any_numeric_type_pass(name, value):
+    _validate.check_arguments({name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "nearest"),
+    [
+        ("gene_likelihood", "nbb", "nb"),
+        ("gene_likelihood", "Poison", "poisson"),
+        ("dispersion", "gene_cell", "gene-cell"),
+        ("library", "observe", "observed"),
+        ("activation", "RELU", "relu"),
+        ("encoder_normalization", "batchnorm", "batch"),
+        ("decoder_normalization", "layers", "layer"),
+        ("batch_representation", "onehot", "one-hot"),
+        ("decoder", "lineal", "linear"),
+        ("prior", "mixtures", "mixture"),
+    ],
+)
+def test_unknown_choice_is_refused_with_the_nearest(name, value, nearest):
+    with pytest.raises(ValueError, match=rf"^{name}='{value}' is not a choice\. Did you mean '{nearest}'\?"):
+        _validate.check_arguments({name: value})
+
+
+@pytest.mark.parametrize("value", [["nb"], {"nb"}, 3])
+def test_choice_of_the_wrong_type_is_refused(value):
+    with pytest.raises(ValueError, match=r"^gene_likelihood=.* is not a choice"):
+        _validate.check_arguments({"gene_likelihood": value})
+
+
+def test_did_you_mean_ignores_case_and_lists_names():
+    hint = _validate.did_you_mean("BATCH", ["Batch", "donor"])
+    assert hint == "Did you mean 'Batch'? There is: 'Batch', 'donor'."
+
+
+def test_did_you_mean_does_not_guess_wildly():
+    assert _validate.did_you_mean("plate", ["x", "y"]) == "There is: 'x', 'y'."
+
+
+def test_did_you_mean_says_so_where_nothing_exists():
+    assert _validate.did_you_mean("plate", []) == "There is: nothing."
+
+
+def test_unknown_argument_is_refused_with_the_nearest():
+    @_validate.refuse_unknown_arguments
+    def scvi_pyro(adata, *, n_hidden=1, batch_key=None):
+        return n_hidden
+
+    assert scvi_pyro(None, n_hidden=3) == 3
+    with pytest.raises(TypeError, match=r"^scvi_pyro\(\) has no argument 'n_hiden'\. Did you mean 'n_hidden'\?"):
+        scvi_pyro(None, n_hiden=3)
+
+
+@pytest.mark.parametrize("what", [np.ones((3, 2)), pd.DataFrame(np.ones((3, 2))), "counts.h5ad", None])
+def test_other_than_anndata_is_refused(what):
+    with pytest.raises(TypeError, match=rf"adata is a {type(what).__name__}, not an AnnData; wrap"):
+        _validate.check_adata(what)
+
+
+def test_backed_anndata_is_refused(adata, tmp_path):
+    adata.write_h5ad(tmp_path / "counts.h5ad")
+    backed = ad.read_h5ad(tmp_path / "counts.h5ad", backed="r")
+    with pytest.raises(ValueError, match=r"backed by a file on disk.*adata\.to_memory\(\)"):
+        _validate.check_adata(backed)
+    backed.file.close()
+
+
+@pytest.mark.parametrize("n_cells", [0, 1])
+def test_fewer_than_two_cells_are_refused(adata, n_cells):
+    with pytest.raises(ValueError, match=rf"adata has {n_cells} cells; at least two"):
+        _validate.check_adata(adata[:n_cells])
+
+
+def test_no_genes_are_refused(adata):
+    with pytest.raises(ValueError, match="adata has no genes"):
+        _validate.check_adata(adata[:, :0])
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int64, np.float32, np.float64])
+def test_negative_counts_are_refused_with_the_cell(adata, dtype):
+    adata.X = adata.X.astype(dtype)
+    adata.X[2, 1] = -1
+    with pytest.raises(
+        ValueError, match=r"adata\.X has negative values: -1.* in cell 'c2' \(column 1 .*pass raw counts"
+    ):
+        read_counts(adata)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("is_sparse", [True, False])
+def test_nan_and_infinite_counts_are_refused_with_the_cell(adata, value, is_sparse):
+    adata.X[1, 0] = value
+    adata.X = adata.X if is_sparse else adata.X.toarray()
+    with pytest.raises(ValueError, match=rf"adata\.X has NaN or infinite values: {value} in cell 'c1'"):
+        read_counts(adata)
+
+
+def test_fractions_are_refused_as_normalized_data(adata):
+    adata.X[0, 1] = 1.37
+    with pytest.raises(ValueError, match=r"not whole numbers, for example 1\.37; it looks like normalized data"):
+        read_counts(adata)
+
+
+def test_refusal_points_to_the_layer_and_raw_with_counts(adata):
+    adata.layers["umi"] = adata.X.copy()
+    adata.layers["scaled"] = adata.X * 0.3
+    adata.raw = adata
+    adata.X = adata.X * 0.5
+    with pytest.raises(
+        ValueError, match=r"Whole numbers are in: layer='umi', adata\.raw\.X \(copy it into a layer\)\."
+    ):
+        read_counts(adata)
+
+
+def test_refusal_says_how_to_keep_counts_where_there_are_none(adata):
+    adata.X = adata.X * 0.5
+    with pytest.raises(ValueError, match=r"adata\.layers\['counts'\] = adata\.X\.copy\(\), then pass layer='counts'"):
+        read_counts(adata)
+
+
+def test_wrong_value_far_into_a_large_matrix_is_found(adata):
+    counts = sparse.csr_matrix(np.ones((2200, 2000), dtype=np.int8))
+    counts.data[-1] = -1
+    large = ad.AnnData(counts)
+    with pytest.raises(ValueError, match=r"negative values: -1 in cell '2199' \(column 1999"):
+        read_counts(large)
+
+
+def test_values_outside_of_the_selected_genes_are_not_refused(adata):
+    adata.X[0, 2] = np.nan
+    assert read_counts(adata, genes=np.array([True, True, False])).shape == (3, 2)
+
+
+def test_cells_without_counts_are_refused_with_a_remedy(adata):
+    adata.X[1, 0] = 0
+    with pytest.raises(ValueError, match=r"1 cells have no counts in adata\.X, the first is 'c1'; .*filter_cells"):
+        read_counts(adata)
+
+
+def test_cells_without_counts_in_the_selected_genes_are_refused(adata):
+    with pytest.raises(ValueError, match=r"no counts in the selected genes.*'c1'.*or select more genes"):
+        read_counts(adata, genes=np.array([False, True, True]))
+
+
+def test_missing_layer_is_refused_with_the_nearest(adata):
+    adata.layers["counts"] = adata.X.copy()
+    with pytest.raises(KeyError, match=r"layer='count' is not in adata\.layers\. Did you mean 'counts'\?"):
+        read_counts(adata, layer="count")
+
+
+def test_missing_matrix_is_refused(adata):
+    empty = ad.AnnData(obs=adata.obs, var=adata.var, layers={"counts": adata.X})
+    with pytest.raises(ValueError, match=r"adata\.X is empty; pass layer=.*Whole numbers are in: layer='counts'"):
+        read_counts(empty)
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "datetime64[s]", object])
+def test_values_that_are_no_numbers_are_refused(adata, dtype):
+    adata.layers["odd"] = adata.X.toarray().astype(int).astype(dtype)
+    with pytest.raises(
+        TypeError, match=r"adata\.layers\['odd'\] holds values of type .*; pass integer or float counts"
+    ):
+        read_counts(adata, layer="odd")
+
+
+def test_matrix_on_disk_is_refused(adata, tmp_path):
+    adata.write_h5ad(tmp_path / "counts.h5ad")
+    with h5py.File(tmp_path / "counts.h5ad") as file:
+        adata.layers["lazy"] = ad.io.sparse_dataset(file["X"])
+        with pytest.raises(TypeError, match=r"adata\.layers\['lazy'\] is a .*; pass a numpy array or a scipy sparse"):
+            read_counts(adata, layer="lazy")
+
+
+def test_mask_selects_genes_by_column_or_array(adata):
+    mask = np.array([True, False, True])
+    adata.var["chosen"] = mask
+    np.testing.assert_array_equal(_validate.gene_mask(adata, "chosen"), mask)
+    np.testing.assert_array_equal(_validate.gene_mask(adata, mask), mask)
+    np.testing.assert_array_equal(_validate.gene_mask(adata, mask.tolist()), mask)
+    np.testing.assert_array_equal(_validate.gene_mask(adata, adata.var["chosen"]), mask)
+    assert _validate.gene_mask(adata, None).all()
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ([1, 0, 1], r"values of type int64; pass True for each gene"),
+        (["g0", "g1"], r"values of type <U2; pass True"),
+        ([True, False], r"shape \(2,\); adata has 3 genes"),
+        ([[True, False, True]], r"shape \(1, 3\); adata has 3 genes"),
+        ([False] * 3, r"selects no genes; select at least one"),
+        ("score", r"values of type float64; pass True"),
+    ],
+)
+def test_wrong_mask_is_refused(adata, mask, message):
+    adata.var["score"] = 0.5
+    with pytest.raises(ValueError, match=rf"mask_var .*{message}"):
+        _validate.gene_mask(adata, mask)
+
+
+def test_missing_mask_column_is_refused_with_the_nearest(adata):
+    adata.var["highly_variable"] = True
+    with pytest.raises(KeyError, match=r"mask_var='highly_variabel' .*Did you mean 'highly_variable'\?"):
+        _validate.gene_mask(adata, "highly_variabel")
+
+
+def test_missing_obs_column_is_refused_with_the_nearest(adata):
+    with pytest.raises(KeyError, match=r"batch_key='smaple' is not in adata\.obs\. Did you mean 'sample'\?.*'age'"):
+        _validate.obs_codes(adata, "smaple", "batch_key")
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA])
+def test_missing_values_in_a_column_are_refused_with_the_cell(adata, missing):
+    adata.obs["sample"] = pd.Series(["a", missing, "a"], index=adata.obs_names, dtype=object)
+    with pytest.raises(ValueError, match=r"batch_key='sample' has 1 missing values, the first for cell 'c1'; fill"):
+        _validate.obs_codes(adata, "sample", "batch_key")
+
+
+@pytest.mark.parametrize("dtype", [str, "category", object, "string"])
+def test_codes_number_the_categories_that_occur(adata, dtype):
+    adata.obs["sample"] = adata.obs["sample"].astype(dtype)
+    codes, categories = _validate.obs_codes(adata, "sample", "batch_key")
+    assert (codes.tolist(), categories.tolist()) == ([0, 1, 0], ["a", "b"])
+
+
+@pytest.mark.parametrize(("values", "names"), [([3, 1, 3], ["1", "3"]), ([True, False, True], ["False", "True"])])
+def test_numbers_and_booleans_serve_as_categories(adata, values, names):
+    adata.obs["plate"] = values
+    codes, categories = _validate.obs_codes(adata, "plate", "batch_key")
+    assert (codes.tolist(), categories.tolist()) == ([1, 0, 1], names)
+
+
+def test_unused_categories_get_no_code(adata):
+    adata.obs["sample"] = pd.Categorical(["c", "b", "c"], categories=["a", "b", "c", "d"])
+    codes, categories = _validate.obs_codes(adata, "sample", "batch_key")
+    assert (codes.tolist(), categories.tolist()) == ([1, 0, 1], ["b", "c"])
+
+
+def test_codes_follow_the_categories_of_a_model(adata):
+    codes, _ = _validate.obs_codes(adata, "sample", "batch_key", np.array(["x", "b", "a"]))
+    assert codes.tolist() == [2, 1, 2]
+
+
+def test_categories_unknown_to_a_model_are_refused(adata):
+    with pytest.raises(ValueError, match=r"categories that the model was not trained on: 'b'\. It knows: 'a', 'z'\."):
+        _validate.obs_codes(adata, "sample", "batch_key", np.array(["a", "z"]))
+
+
+def test_numbers_are_read_column_by_column(adata):
+    adata.obs["n"] = [1, 2, 3]
+    values = _validate.obs_numbers(adata, ["n", "age"], "continuous_covariate_keys")
+    assert values.dtype == np.float32
+    assert values.tolist() == [[1, 1.5], [2, 2], [3, 3]]
+
+
+@pytest.mark.parametrize(
+    ("column", "positive", "message"),
+    [
+        (["a", "b", "c"], False, "holds values of type .*; it must be numeric"),
+        ([1.0, np.inf, 1.0], False, "has values that are not finite; correct them"),
+        ([1.0, 0.0, 1.0], True, "has values that are not positive and finite; correct them"),
+    ],
+)
+def test_unusable_numbers_are_refused(adata, column, positive, message):
+    adata.obs["factor"] = column
+    with pytest.raises(ValueError, match=rf"size_factor_key='factor' {message}"):
+        _validate.obs_numbers(adata, ["factor"], "size_factor_key", positive=positive)
+
+
+def test_keys_come_as_one_or_several_but_each_once():
+    assert _validate.keys_as_list(None, "keys") == []
+    assert _validate.keys_as_list("a", "keys") == ["a"]
+    assert _validate.keys_as_list(("a", "b"), "keys") == ["a", "b"]
+    with pytest.raises(ValueError, match=r"keys=\['a', 'a'\] names a key twice"):
+        _validate.keys_as_list(["a", "a"], "keys")
+
+
+def test_results_larger_than_the_free_memory_are_refused():
+    with pytest.raises(MemoryError, match=r"the layer would take 1048576\.0 GiB, and [\d.]+ GiB .*are free; write it"):
+        _validate.check_memory(2**50, "the layer", "write it to disk.")
+
+
+def test_results_that_fit_into_memory_pass():
+    _validate.check_memory(1, "the layer", "write it to disk.")
