@@ -38,6 +38,10 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "n_epochs_kl_warmup": (0, math.inf, True),
     "early_stopping_patience": (1, math.inf, True),
     "random_state": (0, 2**32 - 1, True),
+    "n_samples": (1, math.inf, True),
+    "n_genes": (1, math.inf, True),
+    "delta": (0, math.inf, False),
+    "pseudocounts": (0, math.inf, False),
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
     "gene_likelihood": ("nb", "zinb", "poisson"),
@@ -93,15 +97,16 @@ def check_arguments(arguments: dict[str, object]) -> None:
                 raise ValueError(f"{name}={value!r} was passed; pass {what} {span}.")
 
 
-def check_adata(adata: object) -> None:
-    """Refuse what is not an AnnData in memory with at least two cells and one gene."""
+def check_adata(adata: object, *, min_cells: int = 2) -> None:
+    """Refuse what is not an AnnData in memory with some cells, two of them to fit a model, and at least one gene."""
     if not isinstance(adata, AnnData):
         msg = f"adata is a {type(adata).__name__}, not an AnnData; wrap a count matrix as anndata.AnnData(counts)."
         raise TypeError(msg)
     if adata.isbacked:
         raise ValueError("adata is backed by a file on disk; read it into memory first: adata = adata.to_memory().")
-    if adata.n_obs < 2:
-        raise ValueError(f"adata has {adata.n_obs} cells; at least two are needed to fit a model.")
+    if adata.n_obs < min_cells:
+        needed = "two are needed to fit a model" if min_cells == 2 else "one is needed"
+        raise ValueError(f"adata has {adata.n_obs} cells; at least {needed}.")
     if adata.n_vars < 1:
         raise ValueError("adata has no genes; pass the counts of at least one.")
 

@@ -112,12 +112,16 @@ class CellData:
         parts = (self.library_size, self.batch, self.label, self.categorical, self.continuous)
         return Cells(counts, *(part[rows] for part in parts))
 
-    def chunks(self) -> Iterator[tuple[slice, Cells]]:
-        """All cells in order, in minibatches of about four million counts (16 MB)."""
-        size = max(64, 4_000_000 // self.n_genes)
-        for start in range(0, self.n_cells, size):
-            stop = min(start + size, self.n_cells)
-            yield slice(start, stop), self.cells(torch.arange(start, stop, device=self.batch.device))
+    def chunks(self, rows: Tensor | None = None, n_draws: int = 1) -> Iterator[tuple[slice, Cells]]:
+        """All cells in order, or the given ones, in minibatches of about four million counts (16 MB).
+
+        Minibatches are smaller where ``n_draws`` results are held for each of their cells.
+        """
+        rows = torch.arange(self.n_cells) if rows is None else rows
+        size = max(1, max(64, 4_000_000 // self.n_genes) // n_draws)
+        for start in range(0, len(rows), size):
+            stop = min(start + size, len(rows))
+            yield slice(start, stop), self.cells(rows[start:stop].to(self.batch.device))
 
     def log_frequencies(self) -> tuple[Tensor, Tensor]:
         """Log of the mean frequency of each gene, overall (n_genes,) and per batch (n_batches, n_genes).

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from pyro import poutine
+from scipy import sparse
 from torch.distributions import kl_divergence
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -23,9 +27,14 @@ def elbo_terms(module: SCVI, cells: Cells) -> tuple[Tensor, Tensor]:
 
     One sample from the guide; the KL divergence is analytic where torch knows it, as in ``TraceMeanField_ELBO``.
     """
+    return _terms(module, cells)[:2]
+
+
+def _terms(module: SCVI, cells: Cells) -> tuple[Tensor, Tensor, Tensor]:
+    """Reconstruction and KL divergence, and the log prior over posterior density of the one sample, (n_cells,) each."""
     guide = poutine.trace(module.guide).get_trace(cells)
     model = poutine.trace(poutine.replay(module.model, trace=guide)).get_trace(cells)
-    reconstruction = kl = torch.zeros(len(cells.batch), device=cells.batch.device)
+    reconstruction = kl = log_ratio = torch.zeros(len(cells.batch), device=cells.batch.device)
     for name, site in model.nodes.items():
         if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
             continue
@@ -33,11 +42,27 @@ def elbo_terms(module: SCVI, cells: Cells) -> tuple[Tensor, Tensor]:
             reconstruction = reconstruction + site["fn"].log_prob(site["value"])
             continue
         posterior = guide.nodes[name]["fn"]
+        difference = site["fn"].log_prob(site["value"]) - posterior.log_prob(site["value"])
+        log_ratio = log_ratio + difference
         try:
             kl = kl + kl_divergence(posterior, site["fn"])
         except NotImplementedError:
-            kl = kl + posterior.log_prob(site["value"]) - site["fn"].log_prob(site["value"])
-    return reconstruction, kl
+            kl = kl - difference
+    return reconstruction, kl, log_ratio
+
+
+@torch.inference_mode()
+def scores(module: SCVI, data: CellData, n_samples: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Reconstruction, KL divergence and importance-sampled log-likelihood of chunks of cells, (3, n_cells), in nats.
+
+    The first two are averages over the samples; the third is log mean p(x, z) / q(z | x) :cite:p:`Burda2016`.
+    """
+    module.eval()
+    for rows, cells in data.chunks():
+        draws = torch.stack([torch.stack(_terms(module, cells)) for _ in range(n_samples)])
+        reconstruction, kl = draws[:, 0], draws[:, 1]
+        log_likelihood = (reconstruction + draws[:, 2]).logsumexp(dim=0) - math.log(n_samples)
+        yield rows, torch.stack([reconstruction.mean(dim=0), kl.mean(dim=0), log_likelihood]).cpu().numpy()
 
 
 def latent_posterior(module: SCVI, cells: Cells) -> torch.distributions.Distribution:
@@ -46,11 +71,29 @@ def latent_posterior(module: SCVI, cells: Cells) -> torch.distributions.Distribu
 
 
 @torch.inference_mode()
-def latent_mean(module: SCVI, data: CellData) -> NDArray[np.float32]:
-    """Posterior mean of the latent code of each cell, (n_cells, n_latent)."""
+def latent_codes(
+    module: SCVI, data: CellData, n_samples: int = 0
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Posterior mean and variance, (n_cells, n_latent), and samples, (n_cells, n_samples, n_latent), of the codes."""
     module.eval()
-    means = [latent_posterior(module, cells).mean.cpu().float().numpy() for _, cells in data.chunks()]
-    return np.concatenate(means)
+    parts = []
+    for _, cells in data.chunks():
+        posterior = latent_posterior(module, cells)
+        samples = posterior.sample((n_samples,)).transpose(0, 1)
+        parts.append([part.cpu().float().numpy() for part in (posterior.mean, posterior.variance, samples)])
+    mean, variance, drawn = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return mean, variance, drawn
+
+
+def expected(
+    module: SCVI, cells: Cells, z: Tensor, library_size: Tensor | float, batches: Sequence[int] | None = None
+) -> Tensor:
+    """Library size times frequencies, averaged over the given batches or in each cell's own, (n_cells, n_genes)."""
+    codes = [cells.batch] if batches is None else [torch.full_like(cells.batch, code) for code in batches]
+    total: Tensor | float = 0.0
+    for batch in codes:
+        total = module.decode(z, cells._replace(batch=batch))[0].exp_().add_(total)
+    return torch.as_tensor(total).mul_(library_size / len(codes))
 
 
 @torch.inference_mode()
@@ -69,10 +112,70 @@ def expected_counts(
     imputed = np.full((data.n_cells, n_vars), np.nan, dtype=np.float32)
     everything = genes.dtype == bool and bool(genes.all())
     for rows, cells in data.chunks():
-        log_rho = module.decode(torch.from_numpy(latent[rows]).to(cells.batch.device), cells)[0]
-        expected = log_rho.exp_().mul_(cells.library_size).cpu().numpy()
-        imputed[rows, slice(None) if everything else genes] = expected
+        z = torch.from_numpy(latent[rows]).to(cells.batch.device)
+        counts = expected(module, cells, z, cells.library_size)
+        imputed[rows, slice(None) if everything else genes] = counts.cpu().numpy()
     return imputed
+
+
+@torch.inference_mode()
+def expression(
+    module: SCVI,
+    data: CellData,
+    genes: NDArray[np.intp],
+    *,
+    batches: Sequence[int] | None,
+    library_size: Literal["observed", "latent"] | float,
+    n_samples: int,
+    quantiles: Sequence[float],
+) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Denoised expression of chunks of cells, (n_statistics, n_cells, n_genes).
+
+    The statistic is the mean over posterior samples, or else the quantiles. With ``n_samples=1`` the posterior mean
+    takes the place of a sample.
+    """
+    module.eval()
+    for rows, cells in data.chunks(n_draws=n_samples if quantiles else 1):
+        posterior = poutine.trace(module.guide).get_trace(cells)
+        draws: list[NDArray[np.float32]] = []
+        for _ in range(n_samples):
+            level: Tensor | float
+            if library_size == "observed":
+                level = cells.library_size
+            elif library_size == "latent":
+                level = _draw(posterior, "library_size", mean=n_samples == 1)
+            else:
+                level = float(library_size)
+            z = _draw(posterior, "z", mean=n_samples == 1)
+            values = expected(module, cells, z, level, batches)[:, genes].cpu().numpy()
+            if quantiles or not draws:
+                draws.append(values)
+            else:
+                draws[0] += values
+        if quantiles:
+            yield rows, np.quantile(np.stack(draws), quantiles, axis=0).astype(np.float32)
+        else:
+            yield rows, draws[0][None] / np.float32(n_samples)
+
+
+def _draw(posterior: poutine.Trace, name: str, *, mean: bool) -> Tensor:
+    site = posterior.nodes[name]["fn"]
+    return site.mean if mean else site.sample()
+
+
+@torch.inference_mode()
+def simulated_counts(
+    module: SCVI, data: CellData, rows: NDArray[np.intp], genes: NDArray[np.intp], batch: int | None
+) -> Iterator[tuple[slice, sparse.csr_array]]:
+    """Draw counts from the posterior predictive distribution of chunks of the given cells, (n_cells, n_genes)."""
+    module.eval()
+    for chunk, cells in data.chunks(torch.from_numpy(rows)):
+        posterior = poutine.trace(module.guide).get_trace(cells)
+        unseen = cells._replace(counts=None)
+        if batch is not None:
+            unseen = unseen._replace(batch=torch.full_like(cells.batch, batch))
+        counts = poutine.replay(module.model, trace=posterior)(unseen)
+        yield chunk, sparse.csr_array(counts[:, genes].cpu().numpy())
 
 
 def loadings(module: SCVI, var_names: pd.Index, genes: NDArray[np.bool_] | NDArray[np.intp]) -> pd.DataFrame:

@@ -18,6 +18,7 @@ import torch
 from pyro.infer import TraceMeanField_ELBO
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
+from scanpy_scvipyro import _progress
 from scanpy_scvipyro.data import CellDataModule, n_training_cells
 from scanpy_scvipyro.model import SCVI
 from scanpy_scvipyro.posterior import elbo_terms
@@ -165,12 +166,7 @@ class EpochProgress(Callback):
     """One bar for the whole training, in terminals and notebooks: epoch, ELBO, and time left."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        from tqdm.auto import tqdm
-        from tqdm.notebook import tqdm_notebook
-
-        # disable=None hides the bar where the output is not a terminal, which is wrong for notebooks.
-        hide = False if issubclass(tqdm, tqdm_notebook) else None
-        self.bar = tqdm(total=trainer.max_epochs, desc="Training", unit="epoch", disable=hide)
+        self.bar = _progress.bar(trainer.max_epochs, "Training", "epoch")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: TrainingPlan) -> None:  # type: ignore[override]
         row = pl_module.history[-1]

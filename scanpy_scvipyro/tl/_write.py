@@ -32,7 +32,7 @@ def write_results(
 
     ``genes`` says where the modelled genes stand in ``adata.var``, as a mask or as positions.
     """
-    latent = posterior.latent_mean(module, cell_data)
+    latent = posterior.latent_codes(module, cell_data)[0]
     imputed = posterior.expected_counts(module, cell_data, latent, genes, adata.n_vars) if impute else None
     is_linear = model_options["decoder"] == "linear"
     loadings = posterior.loadings(module, adata.var_names, genes) if is_linear else None

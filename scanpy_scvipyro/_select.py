@@ -1,0 +1,79 @@
+"""Genes, cells, batches and groups that users name, as positions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from scanpy_scvipyro._validate import did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scanpy_scvipyro.data import DataSpec
+
+
+def gene_positions(genes: Sequence[str] | str | None, known: NDArray[np.str_]) -> NDArray[np.intp]:
+    """Where the named genes, by default all, stand among the genes of the model."""
+    if genes is None:
+        return np.arange(len(known))
+    names = [genes] if isinstance(genes, str) else [str(name) for name in genes]
+    if not names:
+        raise ValueError("genes is empty; name at least one, or pass genes=None for all.")
+    index = pd.Index(known)
+    for name in names:
+        if name not in index:
+            raise KeyError(f"genes has {name!r}, which the model was not trained on. {did_you_mean(name, known)}")
+    if len(set(names)) < len(names):
+        raise ValueError("genes names a gene twice; pass each once.")
+    return index.get_indexer(pd.Index(names))
+
+
+def cell_positions(adata: AnnData, cells: Sequence[str] | NDArray[np.bool_] | None) -> NDArray[np.intp]:
+    """Where the cells, given by name or as a mask and by default all, stand in ``adata``."""
+    if cells is None:
+        return np.arange(adata.n_obs)
+    selected = np.asarray(cells)
+    if selected.dtype == bool:
+        if selected.shape != (adata.n_obs,):
+            raise ValueError(
+                f"cells has shape {selected.shape}; a mask needs one value for each of {adata.n_obs} cells."
+            )
+        positions = np.flatnonzero(selected)
+    else:
+        if not adata.obs_names.is_unique:
+            raise ValueError("adata.obs_names has duplicates; pass cells as a mask, or adata.obs_names_make_unique().")
+        positions = adata.obs_names.get_indexer(selected.astype(str))
+        if (positions < 0).any():
+            missing = selected[np.argmax(positions < 0)]
+            raise KeyError(f"cells has {str(missing)!r}, which is not in adata.obs_names; pass names or a mask.")
+    if not len(positions):
+        raise ValueError("cells selects no cell; select at least one, or pass cells=None for all.")
+    return positions
+
+
+def batch_codes(transform_batch: Sequence[str] | str | None, spec: DataSpec) -> list[int] | None:
+    """Codes of the batches to decode in; None for each cell's own."""
+    if transform_batch is None:
+        return None
+    if spec.batch_key is None:
+        if transform_batch == "all":
+            return None
+        msg = f"transform_batch={transform_batch!r}: the model was trained without batches; leave transform_batch out."
+        raise ValueError(msg)
+    known = spec.categories[spec.batch_key].tolist()
+    if transform_batch == "all":
+        return list(range(len(known)))
+    names = [transform_batch] if isinstance(transform_batch, str) else [str(name) for name in transform_batch]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"transform_batch={names} must name at least one batch, and each once; or pass 'all'.")
+    for name in names:
+        if name not in known:
+            msg = f"transform_batch has {name!r}, which the model was not trained on. {did_you_mean(name, known)}"
+            raise KeyError(msg)
+    return [known.index(name) for name in names]
