@@ -150,9 +150,11 @@ def counts(adata: AnnData, layer: str | None, genes: NDArray[np.bool_] | NDArray
     everything = genes.dtype == bool and bool(genes.all())
     csr = sparse.csr_array(matrix if everything else matrix[:, genes])
     _check_values(csr, where, adata)
-    if not csr.has_canonical_format:
+    # The likelihoods take stored values for counts above zero.
+    if not (csr.has_canonical_format and csr.data.all()):
         csr = csr.copy()
         csr.sum_duplicates()
+        csr.eliminate_zeros()
     csr = csr.astype(np.float32, copy=False)
     empty = np.flatnonzero(np.asarray(csr.sum(axis=1)).ravel() == 0)
     if len(empty):

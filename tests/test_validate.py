@@ -54,9 +54,12 @@ def test_number_out_of_range_is_refused_with_the_range(name, value):
         ("n_latent", np.int64(5)),
         ("dropout_rate", 0),
         ("train_size", np.float32(0.5)),
+        ("train_size", 1),
         ("batch_size", 2),
-    ]
-    + [("train_size", 1), ("batch_offset", None), ("max_epochs", None), ("random_state", 2**32 - 1)],
+        ("batch_offset", None),
+        ("max_epochs", None),
+        ("random_state", 2**32 - 1),
+    ],
 )
 def test_numbers_in_range_of_any_numeric_type_pass(name, value):
     _validate.check_arguments({name: value})
@@ -140,9 +143,7 @@ def test_no_genes_are_refused(adata):
 def test_negative_counts_are_refused_with_the_cell(adata, dtype):
     adata.X = adata.X.astype(dtype)
     adata.X[2, 1] = -1
-    with pytest.raises(
-        ValueError, match=r"adata\.X has negative values: -1.* in cell 'c2' \(column 1 .*pass raw counts"
-    ):
+    with pytest.raises(ValueError, match=r"adata\.X has negative values: -1.* in cell 'c2' \(column 1 .*pass raw"):
         read_counts(adata)
 
 
@@ -166,9 +167,7 @@ def test_refusal_points_to_the_layer_and_raw_with_counts(adata):
     adata.layers["scaled"] = adata.X * 0.3
     adata.raw = adata
     adata.X = adata.X * 0.5
-    with pytest.raises(
-        ValueError, match=r"Whole numbers are in: layer='umi', adata\.raw\.X \(copy it into a layer\)\."
-    ):
+    with pytest.raises(ValueError, match=r"Whole numbers are in: layer='umi', adata\.raw\.X \(copy it"):
         read_counts(adata)
 
 
@@ -217,9 +216,7 @@ def test_missing_matrix_is_refused(adata):
 @pytest.mark.parametrize("dtype", ["complex64", "datetime64[s]", object])
 def test_values_that_are_no_numbers_are_refused(adata, dtype):
     adata.layers["odd"] = adata.X.toarray().astype(int).astype(dtype)
-    with pytest.raises(
-        TypeError, match=r"adata\.layers\['odd'\] holds values of type .*; pass integer or float counts"
-    ):
+    with pytest.raises(TypeError, match=r"adata\.layers\['odd'\] holds values of type .*; pass integer or float"):
         read_counts(adata, layer="odd")
 
 
