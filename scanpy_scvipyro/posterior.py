@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from pyro import poutine
 from scipy import sparse
+from scipy.stats import rankdata
 from torch.distributions import kl_divergence
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def _terms(module: SCVI, cells: Cells) -> tuple[Tensor, Tensor, Tensor]:
     model = poutine.trace(poutine.replay(module.model, trace=guide)).get_trace(cells)
     reconstruction = kl = log_ratio = torch.zeros(len(cells.batch), device=cells.batch.device)
     for name, site in model.nodes.items():
-        if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
+        # What all cells share, in the model of a subclass, is no part of the ELBO of a cell.
+        if site["type"] != "sample" or all(frame.name != "cells" for frame in site["cond_indep_stack"]):
             continue
         if site["is_observed"]:
             reconstruction = reconstruction + site["fn"].log_prob(site["value"])
@@ -176,6 +178,46 @@ def simulated_counts(
             unseen = unseen._replace(batch=torch.full_like(cells.batch, batch))
         counts = poutine.replay(module.model, trace=posterior)(unseen)
         yield chunk, sparse.csr_array(counts[:, genes].cpu().numpy())
+
+
+@torch.inference_mode()
+def gene_correlations(
+    module: SCVI,
+    data: CellData,
+    genes: NDArray[np.intp],
+    *,
+    batches: Sequence[int] | None,
+    method: Literal["pearson", "spearman"],
+    n_samples: int,
+) -> NDArray[np.float32]:
+    """Correlations of simulated rates (expression before counting noise) over all cells, (n_genes, n_genes).
+
+    All cells have the median library size, so that sequencing depth does not correlate genes. Correlations are taken
+    within one batch, then averaged over batches and samples, so that batch effects do not either.
+    """
+    module.eval()
+    library_size = data.library_size.median()
+    rates = np.empty((data.n_cells, len(genes)), dtype=np.float32)
+    total = np.zeros((len(genes), len(genes)), dtype=np.float32)
+    draws = [code for code in batches or [None] for _ in range(n_samples)]
+    for code in draws:
+        for rows, cells in data.chunks():
+            z = latent_posterior(module, cells).sample()
+            if code is not None:
+                cells = cells._replace(batch=torch.full_like(cells.batch, code))
+            likelihood = module.likelihood(z, library_size.expand_as(cells.library_size), cells)
+            rates[rows] = likelihood.sample_rate()[:, genes].cpu().numpy()
+        total += _correlations(rankdata(rates, axis=0).astype(np.float32) if method == "spearman" else rates)
+    return total / len(draws)
+
+
+def _correlations(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Pearson correlations of columns; NaN where a column is constant. Overwrites the values."""
+    values -= values.mean(axis=0, dtype=np.float64)
+    norms = np.sqrt(np.square(values).sum(axis=0, dtype=np.float64)).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        values /= norms
+    return values.T @ values
 
 
 def loadings(module: SCVI, var_names: pd.Index, genes: NDArray[np.bool_] | NDArray[np.intp]) -> pd.DataFrame:
