@@ -266,6 +266,10 @@ class Poisson(_CountDistribution):
         """Variance of the count: the mean."""
         return self.mean
 
+    def sample_rate(self) -> Tensor:
+        """Draw the rate of the counts, which is the mean; counts are Poisson given their rates."""
+        return self.mean
+
     def _draw(self, shape: torch.Size) -> Tensor:
         return torch.poisson(self.mean.expand(shape))
 
@@ -300,10 +304,17 @@ class NegativeBinomial(_CountDistribution):
         """Variance of the count."""
         return self.mean + self.mean.square() / self.log_inverse_dispersion.exp()
 
-    def _draw(self, shape: torch.Size) -> Tensor:
+    def sample_rate(self) -> Tensor:
+        """Draw the Gamma-distributed rates of the counts, which are Poisson given their rates; without dropout."""
+        return self._draw_rate(self.batch_shape)
+
+    def _draw_rate(self, shape: torch.Size) -> Tensor:
         theta = self.log_inverse_dispersion.exp().expand(shape)
         # Gamma(theta) / theta has mean 1; theta below 1e-4 may underflow to a rate of 0, and the count then is 0.
-        return torch.poisson(self.log_mean.exp() * torch._standard_gamma(theta) / theta)
+        return self.log_mean.exp() * torch._standard_gamma(theta) / theta
+
+    def _draw(self, shape: torch.Size) -> Tensor:
+        return torch.poisson(self._draw_rate(shape))
 
 
 class ZeroInflatedNegativeBinomial(_CountDistribution):
@@ -352,6 +363,10 @@ class ZeroInflatedNegativeBinomial(_CountDistribution):
         """Variance of the count, dropout included."""
         dropout = torch.sigmoid(self.dropout_logits)
         return self.mean * (1 + self.log_mean.exp() * (dropout + (-self.log_inverse_dispersion).exp()))
+
+    def sample_rate(self) -> Tensor:
+        """Draw the Gamma-distributed rates of the counts before dropout."""
+        return NegativeBinomial(self.log_mean, self.log_inverse_dispersion).sample_rate()
 
     def _draw(self, shape: torch.Size) -> Tensor:
         kept = torch.bernoulli(torch.sigmoid(-self.dropout_logits).expand(shape))

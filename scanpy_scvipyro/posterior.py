@@ -199,8 +199,8 @@ def gene_correlations(
     library_size = data.library_size.median()
     rates = np.empty((data.n_cells, len(genes)), dtype=np.float32)
     total = np.zeros((len(genes), len(genes)), dtype=np.float32)
-    draws = [code for code in batches or [None] for _ in range(n_samples)]
-    for code in draws:
+    codes: list[int | None] = list(batches) if batches is not None else [None]
+    for code in codes * n_samples:
         for rows, cells in data.chunks():
             z = latent_posterior(module, cells).sample()
             if code is not None:
@@ -208,7 +208,7 @@ def gene_correlations(
             likelihood = module.likelihood(z, library_size.expand_as(cells.library_size), cells)
             rates[rows] = likelihood.sample_rate()[:, genes].cpu().numpy()
         total += _correlations(rankdata(rates, axis=0).astype(np.float32) if method == "spearman" else rates)
-    return total / len(draws)
+    return total / np.float32(len(codes) * n_samples)
 
 
 def _correlations(values: NDArray[np.float32]) -> NDArray[np.float32]:

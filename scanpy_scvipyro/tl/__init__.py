@@ -1,6 +1,19 @@
 """Tools: what is computed and written into an AnnData."""
 
+from scanpy_scvipyro.tl._gene_correlations import gene_correlations
 from scanpy_scvipyro.tl._impute import impute
+from scanpy_scvipyro.tl._latent import latent
+from scanpy_scvipyro.tl._map_query import map_query
+from scanpy_scvipyro.tl._posterior_predictive import posterior_predictive
+from scanpy_scvipyro.tl._score_cells import score_cells
 from scanpy_scvipyro.tl._scvi_pyro import scvi_pyro
 
-__all__ = ["impute", "scvi_pyro"]
+__all__ = [
+    "gene_correlations",
+    "impute",
+    "latent",
+    "map_query",
+    "posterior_predictive",
+    "score_cells",
+    "scvi_pyro",
+]
