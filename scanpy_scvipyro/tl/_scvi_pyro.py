@@ -233,6 +233,8 @@ def scvi_pyro(
     _validate.check_arguments(model_options | training_options | {"batch_offset": batch_offset})
     if dispersion == "gene-label" and labels_key is None:
         raise ValueError("dispersion='gene-label' needs labels; pass labels_key=, a column of adata.obs.")
+    if library == "latent" and size_factor_key is not None:
+        raise ValueError("library='latent' infers what size_factor_key sets; pass one of the two.")
     genes = _validate.gene_mask(adata, mask_var)
     if impute:
         _validate.check_memory(4 * adata.n_obs * adata.n_vars, "the imputed layer", "pass impute=False.")
