@@ -131,10 +131,10 @@ class CellData:
         row = torch.repeat_interleave(torch.diff(self.indptr))
         frequency = self.values / self.depth[row, 0]
         n_batches = int(self.batch.max()) + 1
-        sums = torch.zeros(n_batches, self.n_genes)
+        sums = self.values.new_zeros(n_batches, self.n_genes)
         sums.view(-1).index_add_(0, self.batch[row] * self.n_genes + self.indices, frequency)
         n_cells = torch.bincount(self.batch)[:, None]
-        depth = torch.zeros(n_batches).index_add_(0, self.batch, self.depth[:, 0])[:, None]
+        depth = self.depth.new_zeros(n_batches).index_add_(0, self.batch, self.depth[:, 0])[:, None]
         per_batch = (sums / n_cells + 0.5 / depth).log().log_softmax(dim=-1)
         per_batch += (self.depth.sum() / self.library_size.sum()).log()  # 0, but for size factors
         return per_batch.logsumexp(dim=0) - math.log(n_batches), per_batch

@@ -58,7 +58,7 @@ def from_uns(adata: AnnData, key: str, module: type[SCVI] | None = None) -> tupl
     )
     options = {name: _plain(value) for name, value in stored["model_options"].items()}
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced
-        live = module(len(spec.genes), spec.n_batches, **options)
+        live = module(len(spec.genes), spec.n_batches, **options).float()
     live.load_state_dict({name: torch.tensor(np.asarray(value)) for name, value in stored["weights"].items()})
     return live.eval(), spec
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import signal
 import threading
 import warnings
@@ -85,7 +86,7 @@ def untrained(
 ) -> SCVI:
     """Build the module with its start values from the data."""
     with pyro.settings.context(module_local_params=True):
-        model = (module or SCVI)(data.n_genes, n_batches, **options)
+        model = (module or SCVI)(data.n_genes, n_batches, **options).float()
     model.start_from(*data.log_frequencies(), data.log_library_size(), batch_offset)
     return model
 
@@ -113,11 +114,11 @@ class TrainingPlan(pl.LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        # Once per epoch, since reading a value waits for the device.
-        if not torch.isfinite(self.train_loss):
+        # Once per epoch, since reading a value waits for the device. The last step shows in the evaluation only.
+        if not all(map(math.isfinite, (self.train_loss.item(), self.history[-1]["train_elbo"]))):
             msg = (
                 f"training diverged in epoch {self.current_epoch + 1} of {self.recipe.max_epochs}: the ELBO is "
-                f"{-self.train_loss.item()}. Try a lower learning_rate (it was {self.recipe.learning_rate:g}), "
+                f"not finite any more. Try a lower learning_rate (it was {self.recipe.learning_rate:g}), "
                 "precision='32-true', or a look at cells with extreme counts."
             )
             raise RuntimeError(msg)
@@ -203,7 +204,7 @@ def fit(
         data, train_size=recipe.train_size, batch_size=recipe.batch_size, random_state=recipe.random_state
     )
     local_params = pyro.settings.context(module_local_params=True)
-    with _quiet_lightning(), _interruptible(), local_params, pyro.validation_enabled(is_validate=False):
+    with _quiet_lightning(), local_params, pyro.validation_enabled(is_validate=False):
         trainer = pl.Trainer(
             max_epochs=recipe.max_epochs,
             accelerator=accelerator,
@@ -217,7 +218,8 @@ def fit(
             num_sanity_val_steps=0,
         )
         try:
-            trainer.fit(plan, datamodule=cells)
+            with _interruptible():
+                trainer.fit(plan, datamodule=cells)
         except KeyboardInterrupt:
             if not (recipe.keep_best_on_interrupt and best.weights):
                 raise
@@ -253,6 +255,7 @@ def _quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(pytorch_)?lightning")
             warnings.filterwarnings("ignore", module=r"torch\.")
+            warnings.filterwarnings("ignore", message="Encountered NaN")  # of which we raise an error
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
