@@ -28,6 +28,14 @@ _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 _LOG_FACTORIAL = torch.lgamma(torch.arange(1, 1025, dtype=torch.float64))
 
 
+def _broadcast(*shapes: torch.Size) -> torch.Size:
+    """Do what ``torch.broadcast_shapes`` does, at once where the others are the last dimensions of the largest."""
+    largest = max(shapes, key=len)
+    if all(largest[len(largest) - len(shape) :] == shape for shape in shapes):
+        return largest
+    return torch.broadcast_shapes(*shapes)
+
+
 @dataclass(frozen=True)
 class _Nonzero:
     """The counts above zero, in the widest float type of the device, and where they stand."""
@@ -105,7 +113,7 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
     def forward(ctx: Any, log_mean: Tensor, log_theta: Tensor, dropout_logits: Tensor | None, counts: Tensor) -> Tensor:
         inputs = [log_mean, log_theta] if dropout_logits is None else [log_mean, log_theta, dropout_logits]
         ctx.shapes = [parameter.shape for parameter in inputs]
-        nonzero = _nonzero(counts, torch.broadcast_shapes(*ctx.shapes, counts.shape))
+        nonzero = _nonzero(counts, _broadcast(*ctx.shapes, counts.shape))
         theta = log_theta.exp()
 
         # exp overflows above 88; s is then within 1e-38 of log(mu / theta), which nobody's counts reach.
@@ -172,8 +180,10 @@ def _log_zero_inflated(log_zero: Tensor, kept: Tensor, dropout_logits: Tensor) -
     """log(d + (1 - d) p) from log p, in place, to full relative precision near probability 0 and near probability 1."""
     near_one = torch.expm1(log_zero).mul_(kept)
     direct = log_zero.exp_().mul_(kept).add_(torch.sigmoid(dropout_logits))
-    direct = direct.clamp_min_(torch.finfo(direct.dtype).tiny).log_()
-    return torch.where(near_one > -0.5, near_one.log1p_(), direct)
+    # Either is clamped to one half where the other is exact, so their product over one half is right everywhere, and
+    # costs a quarter of torch.where.
+    direct = direct.clamp_(torch.finfo(direct.dtype).tiny, 0.5).mul_(2).log_()
+    return near_one.clamp_min_(-0.5).log1p_().add_(direct)
 
 
 class _PoissonLogProb(torch.autograd.Function):
@@ -181,7 +191,7 @@ class _PoissonLogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, log_mean: Tensor, counts: Tensor) -> Tensor:
-        nonzero = _nonzero(counts, torch.broadcast_shapes(log_mean.shape, counts.shape))
+        nonzero = _nonzero(counts, _broadcast(log_mean.shape, counts.shape))
         minus_mean = log_mean.exp().neg_()
         x, log_mean_x = nonzero.count, nonzero.pick(log_mean)
         log_prob = minus_mean.expand(nonzero.shape).clone()
@@ -209,7 +219,7 @@ class _CountDistribution(TorchDistribution):
         # Kept as given, not broadcast: a parameter per gene stays one row, and its gamma functions stay cheap.
         for name, parameter in zip(self.arg_constraints, parameters, strict=True):
             setattr(self, name, parameter)
-        shape = torch.broadcast_shapes(*(parameter.shape for parameter in parameters))
+        shape = _broadcast(*(parameter.shape for parameter in parameters))
         super().__init__(shape, validate_args=validate_args)
 
     @property
@@ -219,13 +229,13 @@ class _CountDistribution(TorchDistribution):
     def expand(self, batch_shape: _Shape, _instance: Any = None) -> _CountDistribution:
         """Broadcast to a larger batch shape; the parameters stay as small as they are."""
         expanded = type(self)(*self._parameters, validate_args=False)
-        expanded._batch_shape = torch.broadcast_shapes(self.batch_shape, batch_shape)
+        expanded._batch_shape = _broadcast(self.batch_shape, batch_shape)
         return expanded
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability of each count, in nats; counts may be a dense or a coalesced sparse COO tensor."""
         log_prob = self._log_prob(value)
-        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+        return log_prob.expand(_broadcast(log_prob.shape, self.batch_shape))
 
     def sample(self, sample_shape: _Shape = _SCALAR) -> Tensor:
         """Draw counts of shape ``sample_shape + batch_shape``."""
