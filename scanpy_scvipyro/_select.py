@@ -77,3 +77,31 @@ def batch_codes(transform_batch: Sequence[str] | str | None, spec: DataSpec) -> 
             msg = f"transform_batch has {name!r}, which the model was not trained on. {did_you_mean(name, known)}"
             raise KeyError(msg)
     return [known.index(name) for name in names]
+
+
+def groups(
+    adata: AnnData, groupby: str, names: Sequence[str] | str, reference: str
+) -> tuple[dict[str, NDArray[np.intp]], NDArray[np.intp]]:
+    """Cells of the named groups, or of all, and further cells to compare them with: the reference or the other groups.
+
+    Cells without a value of ``groupby`` are in none.
+    """
+    if groupby not in adata.obs:
+        raise KeyError(f"groupby={groupby!r} is not in adata.obs. {did_you_mean(groupby, adata.obs)}")
+    column = adata.obs[groupby].astype("category").cat.remove_unused_categories()
+    codes = column.cat.codes.to_numpy()
+    known = [str(name) for name in column.cat.categories]
+    if names != "all" and isinstance(names, str):
+        raise ValueError(f"groups={names!r} was passed; pass a list of names, or 'all'.")
+    listed = known if names == "all" else [str(name) for name in names]
+    for argument, name in [("groups", name) for name in listed] + [("reference", reference)] * (reference != "rest"):
+        if name not in known:
+            raise KeyError(f"{argument}={name!r} is not a value of adata.obs[{groupby!r}]. {did_you_mean(name, known)}")
+    asked = [name for name in known if name in listed and name != reference]
+    if not asked or len(known) < 2:
+        msg = f"groupby={groupby!r} leaves no two groups to compare; it has {known}, and reference={reference!r}."
+        raise ValueError(msg)
+    members = {name: np.flatnonzero(codes == known.index(name)) for name in known}
+    against = [reference] if reference != "rest" else [name for name in known if name not in asked]
+    rest = np.concatenate([members[name] for name in against]) if against else np.array([], dtype=np.intp)
+    return {name: members[name] for name in asked}, rest
