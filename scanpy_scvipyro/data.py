@@ -227,7 +227,7 @@ class CellDataModule(LightningDataModule):
     def __init__(self, data: CellData, *, train_size: float, batch_size: int, random_state: int) -> None:
         super().__init__()
         self.data, self.batch_size = data, batch_size
-        self.generator = torch.Generator().manual_seed(random_state)
+        self.generator = torch.Generator().manual_seed(int(random_state))
         rows = torch.randperm(data.n_cells, generator=self.generator)
         n_train = n_training_cells(data.n_cells, train_size)
         self.train_rows, self.validation_rows = rows[:n_train], rows[n_train:]

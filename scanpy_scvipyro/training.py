@@ -65,7 +65,7 @@ def recipe(
         raise ValueError(msg)
     if keep_best_on_interrupt and not early_stopping:
         raise ValueError("keep_best_on_interrupt=True needs early_stopping=True, which keeps the best weights.")
-    max_epochs = max_epochs or default_max_epochs(n_cells)
+    max_epochs = int(max_epochs or default_max_epochs(n_cells))  # Lightning takes no numpy integers
     return Recipe(
         max_epochs=max_epochs,
         n_epochs_kl_warmup=max_epochs if n_epochs_kl_warmup is None else n_epochs_kl_warmup,

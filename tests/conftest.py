@@ -8,10 +8,16 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from anndata.tests.helpers import assert_equal
 from scipy import sparse
 
 import scanpy_scvipyro as scvip
+
+
+def pytest_runtest_setup():
+    # Sums depend on the number of threads, which numba changes behind torch's back when UMAP first runs.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
