@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from scanpy_scvipyro import _demo
 
 app = typer.Typer(
     name="scanpy-scvipyro",
@@ -23,11 +26,13 @@ def main() -> None:
 
 @app.command()
 def demo(
-    directory: Annotated[Path, typer.Argument(help="Where to write cell_mixtures.h5ad and cell_mixtures.png.")] = Path(),
+    directory: Annotated[
+        Path, typer.Argument(help="Where to write cell_mixtures.h5ad and cell_mixtures.png.")
+    ] = Path(),
     max_epochs: Annotated[
-        int | None, typer.Option(help="Passes over the cells; by default chosen from their number.", min=1)
+        int | None, typer.Option(help="Passes over the cells; by default chosen from their number.")
     ] = None,
-    random_state: Annotated[int, typer.Option(help="Seed of all random numbers.", min=0)] = 0,
+    random_state: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
 ) -> None:
     """Train on the data that come with the package: three cell lines, sequenced with three protocols.
 
@@ -42,7 +47,10 @@ def demo(
     mpl.use("agg")
     from scanpy_scvipyro import _demo
 
-    adata, scores, seconds = _demo.run(max_epochs=max_epochs, random_state=random_state)
+    try:
+        adata, scores, seconds = _demo.run(max_epochs=max_epochs, random_state=random_state)
+    except ValueError as error:
+        _fail(str(error))
     _print_scores(scores, n_cells=adata.n_obs, n_genes=adata.n_vars, seconds=seconds)
     picture, data = directory / "cell_mixtures.png", directory / "cell_mixtures.h5ad"
     try:
@@ -63,13 +71,17 @@ def _print_scores(scores: dict[str, _demo.Scores], *, n_cells: int, n_genes: int
     for column in ("", "before (PCA)", "after (scvi_pyro)"):
         table.add_column(column, justify="left" if not column else "right")
     before, after = scores[_demo.BEFORE], scores[_demo.AFTER]
-    table.add_row(f"Leiden clusters (resolution {_demo.LEIDEN_RESOLUTION})", str(before.n_clusters), str(after.n_clusters))
+    table.add_row(
+        f"Leiden clusters (resolution {_demo.LEIDEN_RESOLUTION})", str(before.n_clusters), str(after.n_clusters)
+    )
     table.add_row("ARI with the cell lines (best: 1)", f"{before.ari:.3f}", f"{after.ari:.3f}")
     table.add_row("NMI with the cell lines (best: 1)", f"{before.nmi:.3f}", f"{after.nmi:.3f}")
-    table.add_row("neighbours from the same protocol (mixed: 0.50)", f"{before.same_batch:.2f}", f"{after.same_batch:.2f}")
+    table.add_row(
+        "neighbours from the same protocol (mixed: 0.50)", f"{before.same_batch:.2f}", f"{after.same_batch:.2f}"
+    )
     Console().print(table)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     typer.echo(f"error: {message}", err=True)
     raise typer.Exit(1)

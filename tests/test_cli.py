@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import re
+
+import anndata as ad
+import pytest
+from matplotlib import image
+from typer.testing import CliRunner
+
+from scanpy_scvipyro.cli import app
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("demo")
+    return directory, CliRunner(env={"COLUMNS": "120"}).invoke(app, ["demo", str(directory)])
+
+
+def test_demo_finds_the_cell_lines_and_mixes_the_protocols(demo):
+    _, result = demo
+    assert result.exit_code == 0, result.output
+    rows = {line.split("│")[1].strip(): line.split("│")[2:4] for line in result.output.splitlines() if "│" in line}
+    ari = [float(cell) for cell in rows["ARI with the cell lines (best: 1)"]]
+    same = [float(cell) for cell in next(v for k, v in rows.items() if k.startswith("neighbours"))]
+    assert ari[1] > max(0.95, ari[0])
+    assert same[1] < 0.75 < same[0]
+
+
+def test_demo_writes_what_scanpy_reads(demo):
+    directory, _ = demo
+    adata = ad.read_h5ad(directory / "cell_mixtures.h5ad")
+    assert {"X_pca", "X_pca_umap", "X_scvi_pyro", "X_scvi_pyro_umap"} <= set(adata.obsm)
+    assert adata.obs["leiden"].nunique() == 3
+
+
+def test_demo_draws_a_picture_with_colours(demo):
+    directory, _ = demo
+    pixels = image.imread(directory / "cell_mixtures.png")
+    assert len({tuple(pixel) for pixel in pixels[::5, ::5, :3].reshape(-1, 3).round(1).tolist()}) > 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no_such_directory"], "error: 'no_such_directory' is not a directory"),
+        (["--max-epochs", "0"], "error: max_epochs=0 was passed; pass a whole number of at least 1."),
+        (["--random-state", "-1"], "error: random_state=-1 was passed"),
+    ],
+)
+def test_bad_input_ends_with_code_1_and_one_line(arguments, message, tmp_path, monkeypatch):
+    directory = tmp_path / "empty"
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    result = CliRunner().invoke(app, ["demo", *arguments])
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not list(directory.iterdir())
+
+
+def test_help_explains_commands_and_options():
+    runner = CliRunner(env={"COLUMNS": "120", "NO_COLOR": "1"})
+    assert "demo" in runner.invoke(app, ["--help"]).output
+    text = re.sub(r"\x1b\[[0-9;]*m", "", runner.invoke(app, ["demo", "--help"]).output)
+    for word in ("three cell lines", "--max-epochs", "--random-state", "cell_mixtures.png"):
+        assert word in text
