@@ -1,0 +1,116 @@
+"""What the benchmarks share: data sets, held-out ELBOs, scores, and tables."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scanpy as sc
+import torch
+
+DATA = Path(os.environ.get("SCVIPYRO_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+# Whole cell types are missing from single batches, so that batches differ in composition as tissues do.
+MISSING = {
+    "10x_v1_3k": ["B cells"],
+    "10x_v3_1k": ["T cells", "NK cells"],
+    "10x_5p_1k": ["CD14+ Monocytes", "FCGR3A+ Monocytes"],
+}
+
+
+def load(name: str, n_genes: int = 2000) -> sc.AnnData:
+    """Read a data set: ``pbmc``, ``pbmc_unequal`` or ``plates``, with highly variable genes only."""
+    adata = sc.read_h5ad(DATA / ("sc_mixology_5plates.h5ad" if name == "plates" else "pbmc_10x_4chemistries.h5ad"))
+    sc.pp.highly_variable_genes(adata, n_top_genes=n_genes, flavor="seurat_v3", batch_key="batch", subset=True)
+    if name == "pbmc_unequal":
+        batch, cell_type = adata.obs["batch"].astype(str), adata.obs["cell_type"].astype(str)
+        missing = np.any([(batch == b) & cell_type.isin(types) for b, types in MISSING.items()], axis=0)
+        adata = adata[~missing].copy()
+    return adata
+
+
+def hold_out(adata: sc.AnnData, share: float = 0.1, seed: int = 0) -> tuple[sc.AnnData, sc.AnnData]:
+    """Split off test cells that no method sees in training."""
+    test = np.random.default_rng(seed).random(adata.n_obs) < share
+    return adata[~test].copy(), adata[test].copy()
+
+
+def our_elbo(trained: sc.AnnData, test: sc.AnnData, n_samples: int = 10) -> float:
+    """Mean ELBO of the test cells in nats per cell, averaged over samples of the latent code."""
+    from scanpy_scvipyro import data, posterior, storage
+
+    module, spec = storage.from_uns(trained, "scvi_pyro")
+    cells = data.load(test, spec)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        terms = [posterior.elbo_terms(module, chunk) for _ in range(n_samples) for _, chunk in cells.chunks()]
+    return float(sum((reconstruction - kl).sum() for reconstruction, kl in terms) / n_samples / cells.n_cells)
+
+
+def peer_elbo(model: object, test: sc.AnnData, n_samples: int = 10) -> float:
+    """Return the same of a model of scvi-tools."""
+    return float(np.mean([float(model.get_elbo(test)) for _ in range(n_samples)]))
+
+
+def scib(adata: sc.AnnData, keys: list[str]) -> pd.DataFrame:
+    """Score embeddings with scib-metrics against ``cell_type`` and ``batch``: one row each."""
+    from scib_metrics.benchmark import Benchmarker
+
+    benchmarker = Benchmarker(
+        adata,
+        batch_key="batch",
+        label_key="cell_type",
+        embedding_obsm_keys=keys,
+        pre_integrated_embedding_obsm_key="X_pca",
+        n_jobs=2,
+        progress_bar=False,
+    )
+    benchmarker.benchmark()
+    scores = benchmarker.get_results(min_max_scale=False).loc[keys]
+    return scores[["Total", "Bio conservation", "Batch correction", "iLISI"]].astype(float)
+
+
+def add_pca(adata: sc.AnnData, n_components: int = 30) -> None:
+    """Write the PCA of log-normalized counts to ``obsm["X_pca"]``."""
+    log_counts = adata.copy()
+    sc.pp.normalize_total(log_counts, target_sum=1e4)
+    sc.pp.log1p(log_counts)
+    sc.pp.pca(log_counts, n_comps=n_components)
+    adata.obsm["X_pca"] = log_counts.obsm["X_pca"]
+
+
+def quiet() -> None:
+    """Silence what the libraries say while they are measured."""
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    sc.settings.verbosity = 0
+
+
+def report(table: pd.DataFrame, name: str, output: Path | None, decimals: int = 2) -> None:
+    """Print a Markdown table under what it was measured on; write it and a JSON file where asked."""
+    packages = ("scanpy-scvipyro", "scvi-tools", "scib-metrics", "torch", "pyro-ppl", "pytorch-lightning", "scanpy")
+    versions = []
+    for package in packages:
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    setting = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {device}; {', '.join(versions)}"
+    rounded = table.round(decimals)
+    lines = ["| " + " | ".join(map(str, rounded.columns)) + " |", "|" + " --- |" * len(rounded.columns)]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rounded.itertuples(index=False)]
+    markdown = f"{name}: {setting}\n\n" + "\n".join(lines) + "\n"
+    print(markdown, flush=True)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / f"{name}.md").write_text(markdown)
+        record = {"setting": setting, "rows": json.loads(table.to_json(orient="records"))}
+        (output / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
