@@ -14,6 +14,7 @@ from scanpy_scvipyro.model import SCVI
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+    from numpy.typing import NDArray
 
 _KEYS = ("layer", "batch_key", "labels_key", "size_factor_key")
 _KEY_LISTS = ("categorical_covariate_keys", "continuous_covariate_keys")
@@ -53,8 +54,8 @@ def from_uns(adata: AnnData, key: str, module: type[SCVI] | None = None) -> tupl
     spec = DataSpec(
         **{name: params.get(name) for name in _KEYS},
         **{name: tuple(map(str, params.get(name, ()))) for name in _KEY_LISTS},  # type: ignore[arg-type]
-        genes=np.asarray(stored["genes"], dtype=str),
-        categories={name: np.asarray(values, dtype=str) for name, values in stored["categories"].items()},
+        genes=_strings(stored["genes"]),
+        categories={name: _strings(values) for name, values in stored["categories"].items()},
     )
     options = {name: _plain(value) for name, value in stored["model_options"].items()}
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced
@@ -72,6 +73,11 @@ def _storable(options: dict[str, Any]) -> dict[str, Any]:
         if value is not None and np.size(value):
             stored[name] = value
     return stored
+
+
+def _strings(values: NDArray[Any]) -> NDArray[np.str_]:
+    """Strings as files give them back: of type object, or numpy's StringDType, which does not cast to str."""
+    return np.array([str(value) for value in values], dtype=str)
 
 
 def _plain(value: Any) -> Any:

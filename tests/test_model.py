@@ -1,0 +1,217 @@
+"""Shapes and equations of the generative model; that it is a Pyro program is tested in test_pyro.py."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.distributions import Normal, kl_divergence
+
+from scanpy_scvipyro import data, posterior
+from scanpy_scvipyro.model import SCVI
+
+
+@pytest.fixture
+def cell_data(small):
+    small.obs["donor"] = np.resize(["x", "y"], small.n_obs)
+    small.obs["age"] = np.linspace(-1, 1, small.n_obs)
+    spec = data.DataSpec(
+        batch_key="batch",
+        labels_key="cell_type",
+        categorical_covariate_keys=["donor"],
+        continuous_covariate_keys=["age"],
+    )
+    genes = np.ones(small.n_vars, dtype=bool)
+    return data.load(small, data.describe(small, spec, genes), genes)
+
+
+@pytest.fixture
+def cells(cell_data):
+    return cell_data.cells(torch.arange(12) * 7)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def untrained(**options):
+    options = {"n_labels": 3, "n_categories": (2,), "n_continuous": 1} | options
+    return SCVI(40, 3, **options).eval()
+
+
+def test_elbo_terms_are_those_of_the_equations(cells):
+    module = untrained()
+    seed = torch.get_rng_state()
+    reconstruction, kl = posterior.elbo_terms(module, cells)
+
+    torch.set_rng_state(seed)
+    log_counts = cells.counts.to_dense().log1p()
+    loc, scale = module.encoder(log_counts, log_counts[:, :0])
+    z = Normal(loc, scale).rsample()
+    mean = cells.library_size * module.decode(z, cells)[0].exp()
+    theta = module.log_inverse_dispersion.exp()
+    expected = torch.distributions.NegativeBinomial(theta.double(), logits=(mean / theta).log().double())
+    torch.testing.assert_close(
+        reconstruction.double(), expected.log_prob(cells.counts.to_dense().double()).sum(dim=1), rtol=1e-5, atol=1e-3
+    )
+    torch.testing.assert_close(kl, kl_divergence(Normal(loc, scale), Normal(0, 1)).sum(dim=1))
+
+
+@pytest.mark.parametrize("gene_likelihood", ["nb", "zinb", "poisson"])
+def test_sparse_and_dense_counts_have_the_same_elbo(cells, gene_likelihood):
+    module = untrained(gene_likelihood=gene_likelihood)
+    seed = torch.get_rng_state()
+    from_sparse = posterior.elbo_terms(module, cells)
+    torch.set_rng_state(seed)
+    from_dense = posterior.elbo_terms(module, cells._replace(counts=cells.counts.to_dense()))
+    torch.testing.assert_close(from_sparse, from_dense, rtol=1e-6, atol=1e-4)
+
+
+def test_frequencies_sum_to_one(cells):
+    log_rho = untrained().decode(torch.randn(12, 10), cells)[0]
+    torch.testing.assert_close(log_rho.exp().sum(dim=1), torch.ones(12))
+
+
+def test_frequencies_relative_to_size_factors_need_not_sum_to_one(cells):
+    log_rho = untrained(has_size_factor=True).decode(torch.randn(12, 10), cells)[0]
+    assert (log_rho.exp().sum(dim=1) - 1).abs().min() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("dispersion", "codes"), [("gene-batch", "batch"), ("gene-label", "label"), ("gene", None), ("gene-cell", None)]
+)
+def test_dispersion_is_that_of_gene_batch_label_or_cell(cells, dispersion, codes):
+    module = untrained(dispersion=dispersion)
+    z = torch.randn(12, 10)
+    log_theta = module.likelihood(z, cells.library_size, cells).log_inverse_dispersion
+    if dispersion == "gene-cell":
+        expected = module.decode(z, cells)[2]
+        assert expected.std(dim=0).min() > 0
+    else:
+        expected = module.log_inverse_dispersion
+        expected = expected if codes is None else expected[getattr(cells, codes)]
+    torch.testing.assert_close(log_theta, expected, rtol=0, atol=0)
+
+
+def test_covariates_are_the_design_matrix(cells):
+    one_hots = [F.one_hot(cells.batch, 3), F.one_hot(cells.categorical[:, 0], 2)]
+    expected = torch.cat([cells.continuous, *one_hots], dim=1)
+    torch.testing.assert_close(untrained().covariates(cells), expected)
+
+
+def test_an_embedding_takes_the_place_of_the_one_hot_batch(cells):
+    module = untrained(batch_representation="embedding", n_batch_embedding=4)
+    design = module.covariates(cells)
+    assert design.shape == (12, 1 + 4 + 2)
+    torch.testing.assert_close(design[:, 1:5], module.batch_embedding.weight[cells.batch])
+
+
+def test_one_batch_adds_no_column(cells):
+    module = SCVI(40)
+    plain = cells._replace(
+        batch=torch.zeros_like(cells.batch), categorical=cells.categorical[:, :0], continuous=cells.continuous[:, :0]
+    )
+    assert module.covariates(plain).shape == (12, 0)
+
+
+@pytest.mark.parametrize("encode_covariates", [True, False])
+def test_the_encoder_sees_covariates_only_if_asked(cells, encode_covariates):
+    module = untrained(encode_covariates=encode_covariates)
+    other = cells._replace(batch=(cells.batch + 1) % 3, continuous=cells.continuous + 1)
+    codes = [posterior.latent_posterior(module, c).mean for c in (cells, other)]
+    assert torch.equal(*codes) != encode_covariates
+
+
+def test_the_decoder_sees_batch_and_covariates(cells):
+    module, z = untrained(has_batch_offset=False), torch.randn(12, 10)
+    decoded = module.decode(z, cells)[0]
+    for changed in (
+        {"batch": (cells.batch + 1) % 3},
+        {"continuous": cells.continuous + 1},
+        {"categorical": 1 - cells.categorical},
+    ):
+        assert not torch.allclose(module.decode(z, cells._replace(**changed))[0], decoded)
+
+
+def test_covariates_are_injected_into_every_layer_or_the_first_alone():
+    widths = {
+        deep: [
+            layer[0].in_features for layer in untrained(n_layers=3, deeply_inject_covariates=deep).decoder.hidden.layers
+        ]
+        for deep in (True, False)
+    }
+    assert widths == {True: [10 + 6, 128 + 6, 128 + 6], False: [10 + 6, 128, 128]}
+
+
+def test_a_linear_decoder_is_linear(cells):
+    module = untrained(decoder="linear")
+    a, b = torch.randn(2, 12, 10)
+
+    def logits(z):
+        features = torch.cat([z, module.covariates(cells)], dim=1)
+        return module.decoder.rate(torch.cat([features, F.one_hot(cells.batch, 3)], dim=1))
+
+    torch.testing.assert_close(module.decode(a, cells)[0], logits(a).log_softmax(dim=1))
+    torch.testing.assert_close(logits(a) + logits(b), logits(a + b) + logits(0 * a), rtol=1e-4, atol=1e-4)
+
+
+def test_training_starts_at_the_frequencies_of_the_genes(cell_data, cells):
+    module = untrained()
+    start = cell_data.log_frequencies(), cell_data.log_library_size()
+    module.start_from(*start[0], start[1], batch_offset=1.0)
+    # The latent code is without weight where the decoder's features are zero.
+    module.decoder.rate.weight.data[:, : module.decoder.n_features] = 0
+    decoded = module.decode(torch.randn(12, 10), cells)[0]
+    torch.testing.assert_close(decoded, start[0][1][cells.batch], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_batch_offsets_start_at_a_share_of_the_deviation(cell_data, share):
+    module = untrained()
+    overall, per_batch = cell_data.log_frequencies()
+    module.start_from(overall, per_batch, cell_data.log_library_size(), batch_offset=share)
+    offsets = module.decoder.rate.weight[:, module.decoder.n_features :]
+    torch.testing.assert_close(offsets, share * (per_batch - overall).T)
+
+
+def test_a_latent_library_starts_at_that_of_the_batch(cell_data, cells):
+    module = untrained(library="latent")
+    module.start_from(*cell_data.log_frequencies(), cell_data.log_library_size(), batch_offset=0.5)
+    prior = module.library_prior(cells.batch)
+    loc, scale = cell_data.log_library_size()
+    torch.testing.assert_close(prior.base_dist.loc, loc[cells.batch])
+    torch.testing.assert_close(prior.base_dist.scale, scale[cells.batch])
+
+
+@pytest.mark.parametrize("gene_likelihood", ["nb", "zinb", "poisson"])
+def test_without_counts_the_model_draws_counts(cells, gene_likelihood):
+    counts = untrained(gene_likelihood=gene_likelihood).model(cells._replace(counts=None))
+    assert counts.shape == (12, 40)
+    assert torch.equal(counts, counts.round())
+    assert (counts >= 0).all()
+
+
+def test_evaluation_is_without_dropout(cells):
+    module = untrained(dropout_rate=0.5)
+    codes = [posterior.latent_posterior(module, cells).mean for _ in range(2)]
+    assert torch.equal(*codes)
+    module.train()
+    codes = [posterior.latent_posterior(module, cells).mean for _ in range(2)]
+    assert not torch.equal(*codes)
+
+
+def test_the_decoder_has_no_dropout(cells):
+    module, z = untrained(dropout_rate=0.5).train(), torch.randn(12, 10)
+    assert torch.equal(module.decode(z, cells)[0], module.decode(z, cells)[0])
+
+
+@pytest.mark.parametrize(
+    ("normalization", "layer"), [("batch", torch.nn.BatchNorm1d), ("layer", torch.nn.LayerNorm), ("none", None)]
+)
+def test_normalization_is_that_of_each_network(normalization, layer):
+    module = untrained(encoder_normalization=normalization, decoder_normalization="none")
+    found = [m for m in module.encoder.modules() if isinstance(m, torch.nn.BatchNorm1d | torch.nn.LayerNorm)]
+    assert [type(m) for m in found] == ([layer] if layer else [])
+    assert not [m for m in module.decoder.modules() if isinstance(m, torch.nn.BatchNorm1d | torch.nn.LayerNorm)]
