@@ -7,12 +7,14 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
+import pyro
 import pytest
 import torch
 from anndata.tests.helpers import assert_equal
 from scipy import sparse
 
 import scanpy_scvipyro as scvip
+from scanpy_scvipyro.model import Cells
 
 
 def pytest_runtest_setup():
@@ -116,3 +118,36 @@ def simulated(_simulated):
 def unchanged():
     """Assert that an AnnData equals an earlier copy, in every part and value."""
     return functools.partial(assert_equal, exact=True)
+
+
+class ByHand:
+    """What a trained model says of all cells at once, from dense counts and its Pyro program alone."""
+
+    def __init__(self, adata, key="scvi_pyro"):
+        stored = adata.uns[key]
+        self.model = scvip.get.model(adata, key=key)
+        counts = torch.tensor(adata[:, stored["genes"].astype(str)].X.toarray())
+        names = stored["categories"]["batch"].astype(str).tolist()
+        codes = torch.tensor([names.index(name) for name in adata.obs["batch"]])
+        nothing = torch.zeros(len(codes), 0)
+        self.cells = Cells(counts, counts.sum(dim=1, keepdim=True), codes, 0 * codes, nothing.long(), nothing)
+
+    def posterior(self, site="z"):
+        """Distribution of a latent variable of all cells."""
+        return pyro.poutine.trace(self.model.guide).get_trace(self.cells).nodes[site]["fn"]
+
+    def in_batch(self, batch):
+        """Return the cells, as if they were all in the batch of this code; in their own with None."""
+        return self.cells if batch is None else self.cells._replace(batch=torch.full_like(self.cells.batch, batch))
+
+    @torch.no_grad()
+    def frequencies(self, z, batch=None):
+        """Return the frequencies of the genes in each cell, as a float64 array."""
+        return self.model.decode(z, self.in_batch(batch))[0].double().exp().numpy()
+
+
+@pytest.fixture
+def by_hand():
+    """Compute what a trained model says, independently of the functions that ask it: ``by_hand(adata)``."""
+    with torch.random.fork_rng():
+        yield ByHand

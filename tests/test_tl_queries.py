@@ -1,0 +1,101 @@
+"""What all functions that ask a trained model have in common."""
+
+import subprocess
+import sys
+
+import anndata as ad
+import pytest
+import torch
+from pyro.util import get_rng_state
+
+import scanpy_scvipyro as scvip
+
+QUERIES = {
+    "gene_correlations": {"key_added": "correlations"},
+    "impute": {"n_samples": 2, "progress_bar": False},
+    "latent": {"n_samples": 2},
+    "posterior_predictive": {"progress_bar": False},
+    "rank_genes_groups": {"groupby": "cell_type", "n_samples": 50, "progress_bar": False},
+    "score_cells": {"n_samples": 2, "progress_bar": False},
+}
+COPYING = sorted(set(QUERIES) - {"gene_correlations"})
+
+
+def ask(adata, query, **arguments):
+    return getattr(scvip.tl, query)(adata, **QUERIES[query] | arguments)
+
+
+def global_random_state():
+    python, numpy = get_rng_state()["random"], get_rng_state()["numpy"]
+    return {"python": python, "numpy": [part.tolist() if hasattr(part, "tolist") else part for part in numpy]} | {
+        "torch": torch.get_rng_state().tolist()
+    }
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_global_random_states_are_left_alone(trained_small, query):
+    before = global_random_state()
+    ask(trained_small, query)
+    assert global_random_state() == before
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_same_seed_gives_the_same_result(trained_small, unchanged, query):
+    again = trained_small.copy()
+    ask(trained_small, query)
+    torch.rand(1)
+    ask(again, query)
+    unchanged(again, trained_small)
+
+
+@pytest.fixture
+def on_disk(trained_small, tmp_path):
+    """Path of a file with a trained model."""
+    trained_small.write_h5ad(tmp_path / "trained.h5ad")
+    return tmp_path / "trained.h5ad"
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_results_survive_a_file(on_disk, tmp_path, unchanged, query):
+    adata = ad.read_h5ad(on_disk)
+    ask(adata, query)
+    adata.write_h5ad(tmp_path / "asked.h5ad")
+    unchanged(ad.read_h5ad(tmp_path / "asked.h5ad"), adata)
+
+
+@pytest.mark.parametrize("query", COPYING)
+def test_copy_is_returned_and_the_original_left_alone(trained_small, unchanged, query):
+    before = trained_small.copy()
+    changed = ask(trained_small, query, copy=True)
+    unchanged(trained_small, before)
+    ask(trained_small, query)
+    unchanged(changed, trained_small)
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_missing_model_is_named_with_what_there_is(trained_small, unchanged, query):
+    before = trained_small.copy()
+    with pytest.raises(KeyError, match=r"train a model first.*Did you mean 'scvi_pyro'"):
+        ask(trained_small, query, key="scvi_piro")
+    unchanged(trained_small, before)
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_counts_that_do_not_fit_the_model_are_refused(trained_small, query):
+    with pytest.raises(ValueError, match=r"1 of the 40 genes of the model are not in adata.var_names"):
+        ask(trained_small[:, 1:].copy(), query)
+
+
+def test_every_query_works_in_a_process_that_only_read_the_file(on_disk, tmp_path, unchanged):
+    program = f"""
+import anndata, scanpy_scvipyro as scvip
+adata = anndata.read_h5ad({str(on_disk)!r})
+for query, arguments in {QUERIES!r}.items():
+    getattr(scvip.tl, query)(adata, **arguments)
+adata.write_h5ad({str(tmp_path / "asked.h5ad")!r})
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    adata = ad.read_h5ad(on_disk)
+    for query in QUERIES:
+        ask(adata, query)
+    unchanged(ad.read_h5ad(tmp_path / "asked.h5ad"), adata)
