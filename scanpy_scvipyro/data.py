@@ -55,7 +55,7 @@ class DataSpec:
         if len(missing):
             msg = (
                 f"{len(missing)} of the {len(self.genes)} genes of the model are not in adata.var_names, for example "
-                f"{missing[0]!r}; pass an AnnData with all of them, in any order."
+                f"{str(missing[0])!r}; pass an AnnData with all of them, in any order."
             )
             raise ValueError(msg)
         if not adata.var_names.is_unique:

@@ -1,0 +1,99 @@
+"""``tl.score_cells``: against Pyro's ELBO, closed forms, brute-force integration, and cells that do not belong."""
+
+import numpy as np
+import pytest
+import torch
+from pyro.infer import TraceMeanField_ELBO
+from scipy import sparse
+from sklearn.metrics import roc_auc_score
+
+import scanpy_scvipyro as scvip
+
+
+def test_elbo_is_that_of_pyro(trained_small, by_hand):
+    hand = by_hand(trained_small)
+    scvip.tl.score_cells(trained_small, n_samples=200)
+    pyros = [-TraceMeanField_ELBO().loss(hand.model.model, hand.model.guide, hand.cells) for _ in range(200)]
+    error = np.std(pyros) * np.sqrt(2 / 200)
+    assert abs(trained_small.obs["scvi_pyro_elbo"].sum() - np.mean(pyros)) < 5 * error
+
+
+def test_elbo_is_reconstruction_less_kl_divergence(trained_small):
+    scvip.tl.score_cells(trained_small)
+    obs = trained_small.obs
+    np.testing.assert_allclose(obs["scvi_pyro_elbo"], obs["scvi_pyro_reconstruction"] - obs["scvi_pyro_kl"])
+
+
+def test_kl_divergence_is_the_closed_form(trained_small, by_hand):
+    posterior = by_hand(trained_small).posterior()
+    mean, variance = posterior.mean.detach().numpy(), posterior.variance.detach().numpy()
+    scvip.tl.score_cells(trained_small)
+    kl = 0.5 * (mean**2 + variance - 1 - np.log(variance)).sum(axis=1)
+    np.testing.assert_allclose(trained_small.obs["scvi_pyro_kl"], kl, rtol=1e-4)
+
+
+@pytest.mark.parametrize("gene_likelihood", ["nb", "zinb"])
+def test_log_likelihood_is_the_integral_over_a_one_dimensional_code(small, train_quickly, by_hand, gene_likelihood):
+    train_quickly(small, batch_key="batch", n_latent=1, gene_likelihood=gene_likelihood)
+    hand = by_hand(small)
+    grid = torch.linspace(-6, 6, 401)
+    with torch.no_grad():
+        log_joint = torch.stack(
+            [
+                hand.model.likelihood(z.expand(small.n_obs, 1), hand.cells.library_size, hand.cells)
+                .log_prob(hand.cells.counts)
+                .sum(dim=1)
+                + torch.distributions.Normal(0, 1).log_prob(z)
+                for z in grid
+            ]
+        )
+        integral = log_joint.double().logsumexp(dim=0) + torch.log(grid[1] - grid[0])
+    scvip.tl.score_cells(small, n_samples=500)
+    np.testing.assert_allclose(small.obs["scvi_pyro_log_likelihood"], integral, atol=0.3)
+    assert abs(small.obs["scvi_pyro_log_likelihood"].mean() - integral.mean()) < 0.02
+
+
+def test_log_likelihood_is_above_the_elbo(trained):
+    scvip.tl.score_cells(trained, n_samples=20)
+    gain = trained.obs["scvi_pyro_log_likelihood"] - trained.obs["scvi_pyro_elbo"]
+    assert gain.mean() > 0.5
+    assert (gain > 0).mean() > 0.95
+
+
+def test_log_likelihood_rises_with_samples(trained):
+    scvip.tl.score_cells(trained, n_samples=1)
+    few = trained.obs["scvi_pyro_log_likelihood"].mean()
+    scvip.tl.score_cells(trained, n_samples=20)
+    assert trained.obs["scvi_pyro_log_likelihood"].mean() > few + 0.5
+
+
+def test_log_likelihood_is_written_only_when_asked_for(trained_small):
+    scvip.tl.score_cells(trained_small, key_added="score")
+    written = trained_small.obs.columns[trained_small.obs.columns.str.startswith("score")]
+    assert written.tolist() == ["score_elbo", "score_reconstruction", "score_kl"]
+
+
+@pytest.mark.parametrize("score", ["elbo", "log_likelihood"])
+def test_cells_with_shuffled_genes_score_low(trained, score):
+    # The same counts, so that sequencing depth and zeros tell nothing.
+    rng = np.random.default_rng(0)
+    shuffled = trained.copy()
+    shuffled.X = sparse.csr_matrix(rng.permuted(shuffled.X.toarray(), axis=1))
+    for adata in (trained, shuffled):
+        scvip.tl.score_cells(adata, n_samples=5)
+    scores = np.concatenate([trained.obs[f"scvi_pyro_{score}"], shuffled.obs[f"scvi_pyro_{score}"]])
+    belongs = np.repeat([True, False], trained.n_obs)
+    assert roc_auc_score(belongs, scores) > 0.95
+
+
+def test_doublets_of_cell_lines_score_lower_than_their_parts(trained):
+    # Two cells of different lines, thinned to the depth of one.
+    rng = np.random.default_rng(0)
+    lines = [np.flatnonzero(trained.obs["cell_type"] == name)[:100] for name in ("H1975", "H2228")]
+    single, other = trained[lines[0]].copy(), trained[lines[1]].copy()
+    doublet = single.copy()
+    doublet.X = sparse.csr_matrix(rng.binomial((single.X + other.X).toarray().astype(int), 0.5).astype(np.float32))
+    for adata in (single, doublet):
+        scvip.tl.score_cells(adata, n_samples=5)
+    per_count = [adata.obs["scvi_pyro_elbo"] / np.ravel(adata.X.sum(axis=1)) for adata in (single, doublet)]
+    assert per_count[1].mean() < per_count[0].mean()
