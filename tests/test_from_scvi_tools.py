@@ -150,6 +150,22 @@ class TestConverted:
         for name, value in scvip.get.model(adata).state_dict().items():
             assert torch.equal(value, module.state_dict()[name]), name
 
+    def test_functions_for_trained_models_work_on_it(self, peer, tmp_path):
+        reference = mixtures()
+        scvip.get.from_scvi_tools(peer, reference)
+        reference.write_h5ad(tmp_path / "converted.h5ad")
+        reference = ad.read_h5ad(tmp_path / "converted.h5ad")
+        query = mixtures()[::3].copy()
+        scvip.tl.map_query(query, reference)
+        np.testing.assert_allclose(query.obsm["X_scvi_pyro"], reference.obsm["X_scvi_pyro"][::3], rtol=1e-4, atol=1e-6)
+        scvip.tl.impute(query, transform_batch="dropseq_3cl", key_added="as_dropseq", progress_bar=False)
+        scvip.tl.latent(query, n_samples=2)
+        scvip.tl.posterior_predictive(query, progress_bar=False)
+        scvip.tl.score_cells(query, progress_bar=False)
+        scvip.tl.rank_genes_groups(query, "cell_type", n_samples=100)
+        expected = float(peer.get_elbo(peer.adata[::3]))  # of one sample of the code
+        assert query.obs["scvi_pyro_elbo"].mean() == pytest.approx(expected, rel=0.003)
+
     def test_genes_may_stand_in_another_order_among_others(self, peer):
         adata = mixtures()
         scvip.get.from_scvi_tools(peer, adata)
