@@ -105,6 +105,16 @@ def test_gradients_are_finite_and_exact_over_extremes(distribution):
         assert (error <= 1e-4 * np.abs(exact) + 2e-6 * scale[subset]).all()
 
 
+@pytest.mark.parametrize("distribution", [NegativeBinomial, ZeroInflatedNegativeBinomial])
+def test_parameters_beyond_the_range_of_exp_stay_finite(distribution):
+    log_mean, log_theta = (torch.tensor([a, b]).requires_grad_() for a, b in ((60.0, 40.0), (-80.0, -60.0)))
+    parameters = [log_mean, log_theta, torch.zeros(2, requires_grad=True)][: len(distribution.arg_constraints)]
+    for counts in (torch.zeros(2), torch.tensor([5.0, 1e6])):
+        log_prob = distribution(*parameters).log_prob(counts)
+        assert log_prob.isfinite().all()
+        assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(log_prob.sum(), parameters))
+
+
 def test_nb_log_prob_equals_scipy():
     x = np.arange(40.0)
     mean, theta = 5.5, 1.7
@@ -136,6 +146,15 @@ def test_gradients_pass_gradcheck(distribution, is_sparse):
     counts = torch.tensor([[0, 3, 1, 0], [12, 0, 0, 2], [0, 0, 0, 1]]).double()
     counts = counts.to_sparse().coalesce() if is_sparse else counts
     assert torch.autograd.gradcheck(lambda *p: distribution(*p).log_prob(counts), parameters)
+
+
+def test_float64_gradients_are_those_of_autograd_through_lgamma():
+    log_mean, log_theta, counts = (axis.double() for axis in grid((-3.0, 0.0, 4.0), (-3.0, 0.0, 3.0), (0, 1, 2, 5, 90)))
+    parameters = [log_mean.requires_grad_(), log_theta.requires_grad_()]
+    found = torch.autograd.grad(NegativeBinomial(*parameters).log_prob(counts).sum(), parameters)
+    reference = torch.distributions.NegativeBinomial(log_theta.exp(), logits=log_mean - log_theta).log_prob(counts)
+    for gradient, expected in zip(found, torch.autograd.grad(reference.sum(), parameters)):
+        torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-6)
 
 
 @each_distribution

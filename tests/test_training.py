@@ -33,6 +33,7 @@ SETTINGS = {
     "keep_best_on_interrupt": False,
     "random_state": 0,
 }
+LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning")
 
 
 class Interrupts(pl.Callback):
@@ -51,6 +52,13 @@ class PressesCtrlC(pl.Callback):
 
     def on_train_batch_end(self, *args):
         signal.raise_signal(signal.SIGINT)
+
+
+class InterruptsSetup(pl.Callback):
+    """Ctrl-C before the first epoch, from which Lightning does not recover the handler of the signal."""
+
+    def setup(self, trainer, pl_module, stage):
+        raise KeyboardInterrupt
 
 
 class Poisons(pl.Callback):
@@ -82,7 +90,6 @@ class Fails(pl.Callback):
 
 def global_state():
     """What a call must not change for the caller."""
-    lightning_loggers = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning")
     numpy_state = np.random.get_state()  # noqa: NPY002
     return {
         "python": random.getstate(),
@@ -97,7 +104,7 @@ def global_state():
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "matmul": torch.get_float32_matmul_precision(),
         "warnings": list(warnings.filters),
-        "logging": [(logging.getLogger(name).level, logging.getLogger(name).handlers) for name in lightning_loggers],
+        "logging": [(logging.getLogger(name).level, logging.getLogger(name).handlers) for name in LIGHTNING_LOGGERS],
         "SIGINT": signal.getsignal(signal.SIGINT),
         "environment": dict(os.environ),
         "verbosity": sc.settings.verbosity,
@@ -261,16 +268,20 @@ def test_errors_of_callbacks_pass_and_leave_adata_unchanged(small, train_quickly
         ({"callbacks": [Poisons(1)]}, RuntimeError),
         ({"callbacks": [Interrupts(2)]}, KeyboardInterrupt),
         ({"callbacks": [PressesCtrlC()]}, KeyboardInterrupt),
+        ({"callbacks": [InterruptsSetup()]}, KeyboardInterrupt),
         ({"callbacks": [Interrupts(2)], "early_stopping": True, "keep_best_on_interrupt": True}, None),
     ],
-    ids=["success", "refusal", "error", "divergence", "interrupt", "signal", "kept"],
+    ids=["success", "refusal", "error", "divergence", "interrupt", "signal", "setup", "kept"],
 )
 @pytest.mark.parametrize("is_validating", [True, False])
-def test_no_global_state_is_changed(small, train_quickly, arguments, error, is_validating):
+def test_no_global_state_is_changed(small, train_quickly, caplog, arguments, error, is_validating):
     random.seed(5)
     np.random.seed(5)  # noqa: NPY002
     torch.manual_seed(5)
     pyro.get_param_store()["mine"] = torch.ones(2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for i, name in enumerate(LIGHTNING_LOGGERS):
+        caplog.set_level(11 + i, logger=name)
     with pyro.validation_enabled(is_validate=is_validating):
         before = global_state()
         with pytest.raises(error) if error else contextlib.nullcontext():
