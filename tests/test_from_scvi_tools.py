@@ -177,6 +177,18 @@ class TestConverted:
         np.testing.assert_allclose(imputed[:, :-5][:, ::-1], adata.layers["scvi_pyro_imputed"], rtol=1e-4)
         assert np.isnan(imputed[:, -5:]).all()
 
+    def test_model_after_architecture_surgery_knows_all_batches(self):
+        import scvi
+
+        adata = mixtures()
+        is_query = (adata.obs["batch"] == "dropseq_3cl").to_numpy()
+        reference = train_peer(adata[~is_query].copy(), max_epochs=1, encode_covariates=True)
+        peer = scvi.model.SCVI.load_query_data(adata[is_query].copy(), reference)
+        peer.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
+        scvip.get.from_scvi_tools(peer, adata)
+        ours = adata.obsm["X_scvi_pyro"]
+        np.testing.assert_allclose(ours[is_query], peer.get_latent_representation(), rtol=1e-4, atol=1e-6)
+
     def test_history_has_the_sign_of_the_elbo(self, peer):
         adata = mixtures()
         scvip.get.from_scvi_tools(peer, adata)
