@@ -4,11 +4,14 @@ import subprocess
 import sys
 
 import anndata as ad
+import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.util import get_rng_state
 
 import scanpy_scvipyro as scvip
+from scanpy_scvipyro.model import SCVI
 
 QUERIES = {
     "gene_correlations": {"key_added": "correlations"},
@@ -84,6 +87,53 @@ def test_a_missing_model_is_named_with_what_there_is(trained_small, unchanged, q
 def test_counts_that_do_not_fit_the_model_are_refused(trained_small, query):
     with pytest.raises(ValueError, match=r"1 of the 40 genes of the model are not in adata.var_names"):
         ask(trained_small[:, 1:].copy(), query)
+
+
+MODELS = {
+    "latent library": {"library": "latent", "batch_key": "batch"},
+    "size factors": {"size_factor_key": "size"},
+    "covariates": {
+        "batch_key": "batch",
+        "categorical_covariate_keys": ["cell_type"],
+        "continuous_covariate_keys": ["size"],
+        "encode_covariates": True,
+    },
+    "embedded batch": {"batch_key": "batch", "batch_representation": "embedding"},
+    "mixture prior": {"prior": "mixture"},
+    "linear decoder": {"decoder": "linear", "batch_key": "batch"},
+    "dispersion of each cell": {"gene_likelihood": "zinb", "dispersion": "gene-cell", "batch_key": "batch"},
+    "dispersion of each batch": {"dispersion": "gene-batch", "batch_key": "batch"},
+    "dispersion of each label": {"dispersion": "gene-label", "labels_key": "cell_type"},
+    "Poisson": {"gene_likelihood": "poisson"},
+}
+
+
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS.keys())
+def test_every_query_gives_numbers_for_every_kind_of_model(small, train_quickly, options):
+    small.obs["size"] = np.linspace(0.5, 2, small.n_obs)
+    train_quickly(small, impute=False, **options)
+    for query in QUERIES:
+        ask(small, query)
+    written = [small.layers["scvi_pyro_imputed"], small.layers["scvi_pyro_simulated"].toarray()]
+    written += [small.obsm["X_scvi_pyro_samples"], small.varp["correlations"]]
+    written += [small.obs[f"scvi_pyro_{name}"] for name in ("elbo", "log_likelihood", "uncertainty")]
+    written += [small.uns["rank_genes_groups_scvi_pyro"][name].tolist() for name in ("scores", "logfoldchanges")]
+    assert all(np.isfinite(values).all() for values in written)
+
+
+class StudentPrior(SCVI):
+    def prior(self):
+        return dist.StudentT(4.0, torch.zeros(self.n_latent), torch.ones(self.n_latent)).to_event(1)
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_model_of_ones_own_is_asked_by_passing_its_class(small, train_quickly, unchanged, query):
+    train_quickly(small, module=StudentPrior)
+    before = small.copy()
+    with pytest.raises(ValueError, match=r"pass the class itself: module=StudentPrior"):
+        ask(small, query)
+    unchanged(small, before)
+    ask(small, query, module=StudentPrior)
 
 
 def test_every_query_works_in_a_process_that_only_read_the_file(on_disk, tmp_path, unchanged):
