@@ -12,7 +12,7 @@ from scanpy_scvipyro.posterior import _correlations
 
 @pytest.fixture(scope="module")
 def _fitted(_simulated):
-    return scvip.tl.scvi_pyro(_simulated, batch_key="batch", max_epochs=60, progress_bar=False, copy=True)
+    return scvip.tl.scvi_pyro(_simulated, batch_key="batch", max_epochs=120, batch_size=128, progress_bar=False, copy=True)
 
 
 @pytest.fixture
