@@ -134,7 +134,7 @@ def counts(adata: AnnData, layer: str | None, genes: NDArray[np.bool_] | NDArray
     """Check the counts of the selected genes and read them as canonical CSR in float32; the user's stay as they are."""
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     if layer is not None and layer not in adata.layers:
-        raise KeyError(f"layer={layer!r} is not in adata.layers. {did_you_mean(layer, adata.layers)}")
+        raise KeyError(f"layer={layer!r} is not in adata.layers. {did_you_mean(layer, filter(None, adata.layers))}")
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
         raise ValueError(
@@ -199,7 +199,9 @@ def _position(csr: sparse.csr_array, k: int) -> tuple[int, int]:
 def _where_counts_may_be(adata: AnnData) -> str:
     """Point to matrices whose first values are whole numbers."""
     candidates = {"adata.X": adata.X} if adata.X is not None else {}
-    candidates |= {f"layer={name!r}": matrix for name, matrix in adata.layers.items()}
+    candidates |= {
+        f"layer={name!r}": matrix for name, matrix in adata.layers.items() if name
+    }  # anndata 0.13: None is X
     if adata.raw is not None:
         candidates["adata.raw.X (copy it into a layer)"] = adata.raw.X
     found = []

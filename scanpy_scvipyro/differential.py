@@ -138,22 +138,20 @@ def change(ours: Expression, theirs: Expression, how: Comparison) -> Differences
 def effect_posterior(estimate: Array, error: Array) -> tuple[Array, Array, Array]:
     """Weights, means and standard deviations of the posterior of each effect, (n_genes, n_components) each.
 
-    The prior is a mixture of Normals around zero whose weights are learnt by EM. The component of no effect, which is
-    left out of the result, is favoured by nine genes' worth as in the ash of Stephens (2017).
+    The prior is a mixture of Normals around zero whose weights are learnt by EM. The component of no effect, of width
+    zero, is left out of the result.
     """
     largest = 2 * math.sqrt(max(np.max(estimate**2 - error**2), 0.01))
     scale = 0.05 * 2 ** (0.5 * np.arange(2 * math.ceil(math.log2(largest / 0.05)) + 1))
     scale = np.concatenate([[0.0], scale])
     variance = error[:, None] ** 2 + scale**2
     log_likelihood = norm.logpdf(estimate[:, None], scale=np.sqrt(variance))
-    likelihood = np.exp(log_likelihood - log_likelihood.max(axis=1, keepdims=True))
+    likelihood = np.exp(log_likelihood - log_likelihood.max(axis=1, keepdims=True))  # far from zero, all underflow
     prior = np.full(len(scale), 1 / len(scale))
     for _ in range(500):
         weight = likelihood * prior
         weight /= weight.sum(axis=1, keepdims=True)
-        last, prior = prior, weight.sum(axis=0)
-        prior[0] += 9
-        prior /= prior.sum()
+        last, prior = prior, weight.mean(axis=0)
         if np.abs(prior - last).max() < 1e-4:
             break
     shrinkage = scale[1:] ** 2 / variance[:, 1:]

@@ -229,7 +229,7 @@ class _CountDistribution(TorchDistribution):
     def expand(self, batch_shape: _Shape, _instance: Any = None) -> _CountDistribution:
         """Broadcast to a larger batch shape; the parameters stay as small as they are."""
         expanded = type(self)(*self._parameters, validate_args=False)
-        expanded._batch_shape = _broadcast(self.batch_shape, batch_shape)
+        expanded._batch_shape = _broadcast(self.batch_shape, torch.Size(batch_shape))
         return expanded
 
     def log_prob(self, value: Tensor) -> Tensor:

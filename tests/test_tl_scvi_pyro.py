@@ -156,12 +156,14 @@ class TestResults:
 
     def test_impute_false_writes_no_layer(self, small, trained_small, train_quickly):
         train_quickly(small, batch_key="batch", impute=False)
-        assert list(small.layers) == []
+        assert set(small.layers) <= {None}  # X, in anndata 0.13
         np.testing.assert_array_equal(small.obsm["X_scvi_pyro"], trained_small.obsm["X_scvi_pyro"])
 
     def test_key_added_names_all_results(self, small, trained_small, train_quickly):
         train_quickly(small, batch_key="batch", key_added="mine")
-        assert (list(small.obsm), list(small.layers), list(small.uns)) == (["X_mine"], ["mine_imputed"], ["mine"])
+        assert (list(small.obsm), list(small.uns)) == (["X_mine"], ["mine"])
+        assert "mine_imputed" in small.layers
+        assert not any("scvi_pyro" in str(name) for name in small.layers)
         same_results(small, trained_small, key="mine")
 
     def test_returns_nothing_by_default(self, small, train_quickly):

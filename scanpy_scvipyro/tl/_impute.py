@@ -226,9 +226,9 @@ def _write_zarr(
         write_elem(store, "/", AnnData(obs=adata.obs, var=adata.var.iloc[columns]))
         for rows, values in chunks:
             for suffix, part in zip(suffixes, values, strict=True):
-                name = f"layers/{suffix}" if suffix else "X"
+                group, name = (store["layers"], suffix) if suffix else (store, "X")
                 if rows.start:
-                    store[name].append(part)  # type: ignore[union-attr]
+                    group[name].append(part)  # type: ignore[index,union-attr]
                 else:
-                    write_elem(store, name, part, dataset_kwargs={"chunks": part.shape})
+                    write_elem(group, name, part, dataset_kwargs={"chunks": part.shape})
         partial.rename(path)
