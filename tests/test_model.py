@@ -84,6 +84,8 @@ def test_frequencies_relative_to_size_factors_need_not_sum_to_one(cells):
 )
 def test_dispersion_is_that_of_gene_batch_label_or_cell(cells, dispersion, codes):
     module = untrained(dispersion=dispersion)
+    if dispersion != "gene-cell":
+        module.log_inverse_dispersion.data.normal_()
     z = torch.randn(12, 10)
     log_theta = module.likelihood(z, cells.library_size, cells).log_inverse_dispersion
     if dispersion == "gene-cell":

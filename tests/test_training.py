@@ -375,6 +375,20 @@ def test_progress_shows_epochs_and_elbo(small, train_quickly, capsys, monkeypatc
     assert f"ELBO={small.uns['scvi_pyro']['history']['validation_elbo'].iloc[-1]:.1f}" in shown
 
 
+@pytest.mark.parametrize(("verbosity", "is_shown"), [("error", False), ("warning", True)])
+def test_progress_is_shown_by_default_unless_verbosity_is_0(
+    small, train_quickly, capsys, monkeypatch, verbosity, is_shown
+):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    before = sc.settings.verbosity
+    sc.settings.verbosity = verbosity
+    try:
+        train_quickly(small, progress_bar=None)
+    finally:
+        sc.settings.verbosity = before
+    assert ("2/2" in capsys.readouterr().err) == is_shown
+
+
 def test_the_loss_is_the_negative_elbo_per_cell(small):
     genes = np.ones(small.n_vars, dtype=bool)
     cell_data = data.load(small, data.describe(small, data.DataSpec(), genes), genes)
