@@ -219,8 +219,9 @@ def _write_zarr(
     from anndata.io import write_elem
 
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder, warnings.catch_warnings():
-        # anndata announces future defaults of its zarr format, whichever it writes.
+        # Future defaults that anndata announces, and that zarr has metadata which it finds fast but not standard yet.
         warnings.filterwarnings("ignore", message=".*zarr v[23]")
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
         partial = Path(folder) / path.name
         store = zarr.open_group(partial, mode="w")
         write_elem(store, "/", AnnData(obs=adata.obs, var=adata.var.iloc[columns]))
@@ -231,4 +232,5 @@ def _write_zarr(
                     group[name].append(part)  # type: ignore[index,union-attr]
                 else:
                     write_elem(group, name, part, dataset_kwargs={"chunks": part.shape})
+        zarr.consolidate_metadata(store.store)
         partial.rename(path)
