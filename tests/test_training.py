@@ -54,6 +54,14 @@ class PressesCtrlC(pl.Callback):
         signal.raise_signal(signal.SIGINT)
 
 
+@pytest.fixture
+def listens_to_ctrl_c():
+    """Python's handler of Ctrl-C, which jobs in the background of a shell start without."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
 class InterruptsSetup(pl.Callback):
     """Ctrl-C before the first epoch, from which Lightning does not recover the handler of the signal."""
 
@@ -226,6 +234,7 @@ def test_divergence_in_the_last_step_is_an_error(small, train_quickly, unchanged
 
 
 @pytest.mark.parametrize("callback", [Interrupts(1), Interrupts(2), PressesCtrlC()], ids=["first", "second", "signal"])
+@pytest.mark.usefixtures("listens_to_ctrl_c")
 def test_ctrl_c_is_a_keyboard_interrupt_and_leaves_adata_unchanged(small, train_quickly, unchanged, callback):
     before = small.copy()
     with pytest.raises(KeyboardInterrupt):
@@ -274,12 +283,12 @@ def test_errors_of_callbacks_pass_and_leave_adata_unchanged(small, train_quickly
     ids=["success", "refusal", "error", "divergence", "interrupt", "signal", "setup", "kept"],
 )
 @pytest.mark.parametrize("is_validating", [True, False])
+@pytest.mark.usefixtures("listens_to_ctrl_c")
 def test_no_global_state_is_changed(small, train_quickly, caplog, arguments, error, is_validating):
     random.seed(5)
     np.random.seed(5)  # noqa: NPY002
     torch.manual_seed(5)
     pyro.get_param_store()["mine"] = torch.ones(2)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     for i, name in enumerate(LIGHTNING_LOGGERS):
         caplog.set_level(11 + i, logger=name)
     with pyro.validation_enabled(is_validate=is_validating):
