@@ -157,7 +157,8 @@ def expression(
         if quantiles:
             yield rows, np.quantile(np.stack(draws), quantiles, axis=0).astype(np.float32)
         else:
-            yield rows, draws[0][None] / np.float32(n_samples)
+            draws[0] /= n_samples
+            yield rows, draws[0][None]
 
 
 def _draw(posterior: poutine.Trace, name: str, *, mean: bool) -> Tensor:
