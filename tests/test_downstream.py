@@ -3,12 +3,12 @@
 import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 import scanpy as sc
 import torch
 from scipy import sparse
 from sklearn.metrics import adjusted_rand_score
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 import scanpy_scvipyro as scvip
 
@@ -146,8 +146,6 @@ def test_imputed_counts_are_normalized_and_ranked_by_scanpy(trained):
 
 def test_cells_of_one_protocol_find_their_cell_line_in_another(trained):
     """A classifier trained on the latent codes of one protocol knows the cell lines of the others."""
-    from sklearn.neighbors import KNeighborsClassifier
-
     reference = trained.obs["batch"] == "10x_3cl"
     latent, truth = trained.obsm["X_scvi_pyro"], trained.obs["cell_type"]
     classifier = KNeighborsClassifier(15).fit(latent[reference], truth[reference])
@@ -184,8 +182,9 @@ def test_cell_types_are_found_across_four_chemistries(data_directory):
     adata = adata[:, normalized.var["highly_variable"]].copy()
     scvip.tl.scvi_pyro(adata, batch_key="batch", progress_bar=False)
     sc.pp.neighbors(adata, use_rep="X_scvi_pyro")
-    ari = pd.Series(dtype=float)
-    for resolution in (0.2, 0.3, 0.5):
-        sc.tl.leiden(adata, resolution=resolution, flavor="igraph", n_iterations=2)
-        ari[resolution] = adjusted_rand_score(adata.obs["cell_type"], adata.obs["leiden"])
-    assert ari.max() >= 0.7, ari
+    sc.tl.leiden(adata, resolution=0.1, flavor="igraph", n_iterations=2)
+    assert adjusted_rand_score(adata.obs["cell_type"], adata.obs["leiden"]) >= 0.7
+    batch = adata.obs["batch"].to_numpy()
+    neighbors = NearestNeighbors(n_neighbors=20).fit(adata.obsm["X_scvi_pyro"]).kneighbors(return_distance=False)
+    # 0.93 before, and 0.33 if chemistries, which differ in their cell types, were mixed perfectly.
+    assert (batch[neighbors] == batch[:, None]).mean() < 0.5
