@@ -150,12 +150,13 @@ def counts(adata: AnnData, layer: str | None, genes: NDArray[np.bool_] | NDArray
     everything = genes.dtype == bool and bool(genes.all())
     csr = sparse.csr_array(matrix if everything else matrix[:, genes])
     _check_values(csr, where, adata)
-    # The likelihoods take stored values for counts above zero.
-    if not (csr.has_canonical_format and csr.data.all()):
-        csr = csr.copy()
+    # The likelihoods take stored values for counts above zero. Repeated entries are summed as float32, since their sum
+    # may not fit a small integer type.
+    is_canonical = csr.has_canonical_format and bool(csr.data.all())
+    csr = csr.astype(np.float32, copy=not is_canonical)
+    if not is_canonical:
         csr.sum_duplicates()
         csr.eliminate_zeros()
-    csr = csr.astype(np.float32, copy=False)
     empty = np.flatnonzero(np.asarray(csr.sum(axis=1)).ravel() == 0)
     if len(empty):
         scope = "" if everything else " in the selected genes"

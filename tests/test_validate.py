@@ -339,3 +339,14 @@ def test_results_larger_than_the_free_memory_are_refused():
 
 def test_results_that_fit_into_memory_pass():
     _validate.check_memory(1, "the layer", "write it to disk.")
+
+
+def test_repeated_entries_of_a_small_type_are_summed_without_overflow():
+    matrix = sparse.csr_matrix(
+        (np.array([100, 100, 1], np.int8), np.array([0, 0, 1]), np.array([0, 2, 3])), shape=(2, 2)
+    )
+    adata = ad.AnnData(sparse.csr_matrix((2, 2), dtype=np.float32))
+    adata.layers["counts"] = matrix
+    read = _validate.counts(adata, "counts", np.ones(2, dtype=bool))
+    np.testing.assert_array_equal(read.toarray(), [[200, 0], [0, 1]])
+    np.testing.assert_array_equal(matrix.data, [100, 100, 1])
