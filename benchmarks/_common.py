@@ -1,19 +1,33 @@
-"""What the benchmarks share: data sets, held-out ELBOs, scores, and tables."""
+"""What the benchmarks share: data sets, held-out ELBOs, scores, time and memory, and tables."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
 import logging
+import multiprocessing
 import os
 import platform
+import threading
+import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+import anndata as ad
 import numpy as np
 import pandas as pd
+import psutil
 import scanpy as sc
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scipy import sparse
+
+Result = TypeVar("Result")
 
 DATA = Path(os.environ.get("SCVIPYRO_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -40,6 +54,28 @@ def hold_out(adata: sc.AnnData, share: float = 0.1, seed: int = 0) -> tuple[sc.A
     """Split off test cells that no method sees in training."""
     test = np.random.default_rng(seed).random(adata.n_obs) < share
     return adata[~test].copy(), adata[test].copy()
+
+
+def thinned(counts: sparse.csr_matrix, share: float, rng: np.random.Generator) -> sparse.csr_matrix:
+    """Keep each single count with this probability: what a shallower sequencing of the same cells would have found."""
+    kept = counts.copy()
+    kept.data = rng.binomial(kept.data.astype(np.int64), share).astype(np.float32)
+    kept.eliminate_zeros()
+    return kept
+
+
+def tiled(adata: ad.AnnData, n_cells: int, seed: int = 0) -> ad.AnnData:
+    """Repeat real cells, each time with other halves of their counts, until there are ``n_cells``."""
+    rng = np.random.default_rng(seed)
+    parts: list[ad.AnnData] = []
+    missing = n_cells
+    while missing:
+        part = ad.AnnData(thinned(adata.X, 0.5, rng), adata.obs[["batch"]].astype(str), adata.var[[]])
+        parts.append(part[np.ravel(part.X.sum(axis=1)) > 0][:missing])
+        missing -= parts[-1].n_obs
+    joined = ad.concat(parts, index_unique="-", keys=map(str, range(len(parts))))
+    joined.obs["batch"] = joined.obs["batch"].astype("category")
+    return joined
 
 
 def our_elbo(trained: sc.AnnData, test: sc.AnnData, n_samples: int = 10) -> float:
@@ -84,6 +120,45 @@ def add_pca(adata: sc.AnnData, n_components: int = 30) -> None:
     sc.pp.log1p(log_counts)
     sc.pp.pca(log_counts, n_comps=n_components)
     adata.obsm["X_pca"] = log_counts.obsm["X_pca"]
+
+
+class Measured(NamedTuple):
+    """What a call took."""
+
+    seconds: float
+    added_gib: float
+    """Memory of the process at its peak, above what it took before the call."""
+    peak_gib: float
+    """Memory of the process at its peak, in all."""
+
+
+def measure(call: Callable[[], object]) -> Measured:
+    """Time a call, and look at the memory of the process every 5 ms meanwhile."""
+    process = psutil.Process()
+    before = peak = process.memory_info().rss
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.005):
+            peak = max(peak, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    try:
+        call()
+    finally:
+        seconds = time.perf_counter() - start
+        done.set()
+        watcher.join()
+    return Measured(seconds, (peak - before) / 2**30, peak / 2**30)
+
+
+def in_fresh_process(function: Callable[..., Result], *arguments: object) -> Result:
+    """Call a function of a script in a new process, whose memory nothing has filled or freed before."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
 
 
 def quiet() -> None:
