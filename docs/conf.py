@@ -1,0 +1,110 @@
+"""Configuration of Sphinx: ``sphinx-build -W --keep-going docs docs/_build/html`` needs no network."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from importlib.metadata import version as version_of
+from typing import TYPE_CHECKING
+
+from docutils import nodes
+from math_core import LatexToMathML
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+    from sphinx.writers.html5 import HTML5Translator
+
+project = "scanpy_scvipyro"
+author = "scanpy_scvipyro contributors"
+copyright = author  # noqa: A001, a name of Sphinx
+release = version = version_of("scanpy-scvipyro")
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx_autodoc_typehints",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinxcontrib.bibtex",
+    "scanpydoc.definition_list_typed_field",
+    "scanpydoc.elegant_typehints",
+]
+exclude_patterns = ["_build", "_templates", "**/.ipynb_checkpoints"]
+nitpicky = True  # a reference within these pages that leads nowhere is an error, and one to other projects is not
+nitpick_ignore_regex = [(r"py:.*", r"(?!scanpy_scvipyro).*")]
+
+# sphinx_autodoc_typehints 3.6 with Sphinx 9
+warnings.filterwarnings("ignore", message=".*_RstSnippetParser.set_application")
+
+# Pages
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+bibtex_bibfiles = ["references.bib"]
+bibtex_reference_style = "author_year"
+
+# Pages written as notebooks are run at each build, so that what they say stays true. Tutorials are stored with their
+# outputs, and run in their own time.
+nb_execution_mode = "force"
+nb_execution_excludepatterns = ["tutorials/*"]
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True
+
+# API
+autosummary_generate = True
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # sphinx_autodoc_typehints writes them
+napoleon_google_docstring = False
+napoleon_numpy_docstring = True
+typehints_document_rtype = False  # the sections "Returns" say more
+
+# Links to other projects need the network: only where the pages are built for readers.
+if os.environ.get("DOCS_INTERSPHINX"):
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "anndata": ("https://anndata.readthedocs.io/en/stable/", None),
+        "matplotlib": ("https://matplotlib.org/stable/", None),
+        "numpy": ("https://numpy.org/doc/stable/", None),
+        "pandas": ("https://pandas.pydata.org/docs/", None),
+        "pyro": ("https://docs.pyro.ai/en/stable/", None),
+        "python": ("https://docs.python.org/3", None),
+        "pytorch_lightning": ("https://lightning.ai/docs/pytorch/stable/", None),
+        "scanpy": ("https://scanpy.readthedocs.io/en/stable/", None),
+        "torch": ("https://docs.pytorch.org/docs/stable/", None),
+    }
+
+# HTML
+copybutton_exclude = ".linenos, .gp, .go"  # prompts and outputs of examples
+html_theme = "scanpydoc"
+html_title = "scanpy_scvipyro"
+html_theme_options = {"navbar_persistent": [], "use_download_button": False}  # one search field, in the side bar
+html_static_path = ["_static"]
+templates_path = ["_templates"]
+html_css_files = ["custom.css"]
+html_show_copyright = False
+
+# Formulas become MathML, which browsers draw themselves: no scripts from elsewhere, and nothing to wait for.
+html_math_renderer = "mathml"
+myst_update_mathjax = False
+_mathml = LatexToMathML()
+
+
+def _inline_math(self: HTML5Translator, node: nodes.math) -> None:
+    self.body.append(_mathml.convert_with_local_state(node.astext(), displaystyle=False))
+    raise nodes.SkipNode
+
+
+def _block_math(self: HTML5Translator, node: nodes.math_block) -> None:
+    # Docstrings write aligned formulas as Sphinx's math directive does, without an environment.
+    latex = node.astext()
+    if "\\\\" in latex and "\\begin" not in latex:
+        latex = rf"\begin{{aligned}}{latex}\end{{aligned}}"
+    self.body.append(f'<div class="formula">{_mathml.convert_with_local_state(latex, displaystyle=True)}</div>')
+    raise nodes.SkipNode
+
+
+def setup(app: Sphinx) -> None:
+    """Register the renderer of formulas."""
+    app.add_html_math_renderer("mathml", (_inline_math, None), (_block_math, None))
