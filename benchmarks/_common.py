@@ -21,11 +21,10 @@ import pandas as pd
 import psutil
 import scanpy as sc
 import torch
+from scipy import sparse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from scipy import sparse
 
 Result = TypeVar("Result")
 
@@ -40,8 +39,16 @@ MISSING = {
 
 
 def load(name: str, n_genes: int = 2000) -> sc.AnnData:
-    """Read a data set: ``pbmc``, ``pbmc_unequal`` or ``plates``, with highly variable genes only."""
+    """Read a data set: ``pbmc``, ``pbmc_unequal`` or ``plates``, with highly variable genes only.
+
+    Where more genes are asked for than there are, the two halves of the counts stand side by side as different genes.
+    """
     adata = sc.read_h5ad(DATA / ("sc_mixology_5plates.h5ad" if name == "plates" else "pbmc_10x_4chemistries.h5ad"))
+    if n_genes > adata.n_vars:
+        half = thinned(adata.X, 0.5, np.random.default_rng(0))
+        var = pd.concat([adata.var[[]], adata.var[[]].rename(index="{}-2".format)])
+        adata = sc.AnnData(sparse.hstack([half, adata.X - half], format="csr"), adata.obs, var)
+        adata.X.eliminate_zeros()
     sc.pp.highly_variable_genes(adata, n_top_genes=n_genes, flavor="seurat_v3", batch_key="batch", subset=True)
     if name == "pbmc_unequal":
         batch, cell_type = adata.obs["batch"].astype(str), adata.obs["cell_type"].astype(str)
@@ -170,7 +177,8 @@ def quiet() -> None:
 
 def report(table: pd.DataFrame, name: str, output: Path | None, decimals: int = 2) -> None:
     """Print a Markdown table under what it was measured on; write it and a JSON file where asked."""
-    packages = ("scanpy-scvipyro", "scvi-tools", "scib-metrics", "torch", "pyro-ppl", "pytorch-lightning", "scanpy")
+    packages = ("scanpy-scvipyro", "scvi-tools", "scib-metrics", "harmonypy", "magic-impute")
+    packages += ("torch", "pyro-ppl", "pytorch-lightning", "scanpy")
     versions = []
     for package in packages:
         try:
@@ -179,7 +187,7 @@ def report(table: pd.DataFrame, name: str, output: Path | None, decimals: int = 
             continue
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     setting = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {device}; {', '.join(versions)}"
-    rounded = table.round(decimals)
+    rounded = table.round(decimals).astype(object).where(table.notna(), "")
     lines = ["| " + " | ".join(map(str, rounded.columns)) + " |", "|" + " --- |" * len(rounded.columns)]
     lines += ["| " + " | ".join(map(str, row)) + " |" for row in rounded.itertuples(index=False)]
     markdown = f"{name}: {setting}\n\n" + "\n".join(lines) + "\n"
