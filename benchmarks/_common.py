@@ -23,12 +23,14 @@ import scanpy as sc
 import torch
 from scipy import sparse
 
+from scanpy_scvipyro import datasets
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 Result = TypeVar("Result")
 
-DATA = Path(os.environ.get("SCVIPYRO_DATA", Path(__file__).parents[2] / "shared" / "data"))
+os.environ.setdefault("SCVIPYRO_DATA", str(Path(__file__).parents[2] / "shared" / "data"))
 
 # Whole cell types are missing from single batches, so that batches differ in composition as tissues do.
 MISSING = {
@@ -43,7 +45,7 @@ def load(name: str, n_genes: int = 2000) -> sc.AnnData:
 
     Where more genes are asked for than there are, the two halves of the counts stand side by side as different genes.
     """
-    adata = sc.read_h5ad(DATA / ("sc_mixology_5plates.h5ad" if name == "plates" else "pbmc_10x_4chemistries.h5ad"))
+    adata = datasets.sc_mixology_5plates() if name == "plates" else datasets.pbmc_10x_4chemistries()
     if n_genes > adata.n_vars:
         half = thinned(adata.X, 0.5, np.random.default_rng(0))
         var = pd.concat([adata.var[[]], adata.var[[]].rename(index="{}-2".format)])

@@ -81,7 +81,7 @@ class Task(NamedTuple):
 
 def load(name: str, seed: int) -> ad.AnnData:
     """Read counts of all genes, thinned where they are very deep."""
-    adata = sc.read_h5ad(_common.DATA / f"{name}.h5ad")
+    adata = getattr(scvip.datasets, name)()
     if SHARE_OF_DEPTH[name] < 1:
         adata.X = _common.thinned(adata.X, SHARE_OF_DEPTH[name], np.random.default_rng(1000 + seed))
     return adata

@@ -31,12 +31,13 @@ def empty_directory(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def data_directory():
-    """The real data that are too large for the repository."""
+def data_directory(monkeypatch):
+    """The real data that are too large for the repository, found by ``datasets`` too."""
     beside = Path(__file__).parents[2] / "shared" / "data"
     path = Path(os.environ.get("SCVIPYRO_DATA", beside))
     if not path.is_dir():
         pytest.skip(f"needs real data: set SCVIPYRO_DATA to their directory, or put them into {beside}")
+    monkeypatch.setenv("SCVIPYRO_DATA", str(path))
     return path
 
 
