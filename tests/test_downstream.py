@@ -154,7 +154,7 @@ def test_cells_of_one_protocol_find_their_cell_line_in_another(trained):
 
 def test_imputed_counts_of_a_sorted_population_predict_held_out_counts(data_directory):
     """Very sparse counts of one batch: each gene of a cell was seen less than once in ten."""
-    adata = ad.read_h5ad(data_directory / "pbmc_facs_zheng.h5ad")
+    adata = scvip.datasets.pbmc_facs_zheng()
     adata = adata[np.random.default_rng(0).permutation(adata.n_obs)[:800]].copy()
     adata = adata[:, np.argsort(np.ravel(adata.X.sum(axis=0)))[-1000:]].copy()
     counts = adata.X.toarray().astype(int)
@@ -174,7 +174,7 @@ def test_imputed_counts_of_a_sorted_population_predict_held_out_counts(data_dire
 
 @pytest.mark.slow
 def test_cell_types_are_found_across_four_chemistries(data_directory):
-    adata = ad.read_h5ad(data_directory / "pbmc_10x_4chemistries.h5ad")
+    adata = scvip.datasets.pbmc_10x_4chemistries()
     normalized = adata.copy()
     sc.pp.normalize_total(normalized)
     sc.pp.log1p(normalized)

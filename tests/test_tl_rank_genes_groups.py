@@ -259,7 +259,7 @@ class TestRefusals:
 
 
 def test_known_markers_lead_each_sorted_population(data_directory):
-    adata = ad.read_h5ad(data_directory / "pbmc_facs_zheng.h5ad")
+    adata = scvip.datasets.pbmc_facs_zheng()
     log_counts = adata.copy()
     sc.pp.normalize_total(log_counts)
     sc.pp.log1p(log_counts)

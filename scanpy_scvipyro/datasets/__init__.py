@@ -11,7 +11,7 @@ from __future__ import annotations
 from importlib.resources import as_file, files
 from typing import TYPE_CHECKING
 
-from scanpy_scvipyro.datasets._fetch import fetch
+from scanpy_scvipyro.datasets import _fetch
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -178,4 +178,4 @@ def neurons_10x_10k() -> AnnData:
 def _read(name: str) -> AnnData:
     from anndata import read_h5ad
 
-    return read_h5ad(fetch(name))
+    return read_h5ad(_fetch.fetch(name))
