@@ -1,8 +1,8 @@
-"""Genes, cells, batches and groups that users name, as positions."""
+"""Models, genes, cells, batches and groups that users name."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scanpy_scvipyro.data import DataSpec
+
+
+def trained(adata: AnnData, key: str) -> dict[str, Any]:
+    """Return the stored parts of a trained model, or say which models there are."""
+    trained = [name for name, value in adata.uns.items() if isinstance(value, dict) and "weights" in value]
+    if key not in trained:
+        wrong = "is not in adata.uns" if key not in adata.uns else "is in adata.uns, but is no trained model"
+        raise KeyError(f"key={key!r} {wrong}; train a model first: tl.scvi_pyro(adata). {did_you_mean(key, trained)}")
+    return adata.uns[key]
 
 
 def gene_positions(genes: Sequence[str] | str | None, known: NDArray[np.str_]) -> NDArray[np.intp]:
@@ -55,6 +64,13 @@ def cell_positions(adata: AnnData, cells: Sequence[str] | NDArray[np.bool_] | No
     if not len(positions):
         raise ValueError("cells selects no cell; select at least one, or pass cells=None for all.")
     return positions
+
+
+def random_cells(n_cells: int, max_cells: int, random_state: int) -> NDArray[np.intp]:
+    """Positions of all cells, or of as many as allowed, in order."""
+    if n_cells <= max_cells:
+        return np.arange(n_cells)
+    return np.sort(np.random.default_rng(random_state).choice(n_cells, max_cells, replace=False))
 
 
 def batch_codes(transform_batch: Sequence[str] | str | None, spec: DataSpec) -> list[int] | None:

@@ -40,6 +40,7 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "random_state": (0, 2**32 - 1, True),
     "n_samples": (1, math.inf, True),
     "n_genes": (1, math.inf, True),
+    "max_cells": (2, math.inf, True),
     "delta": (0, math.inf, False),
     "pseudocounts": (0, math.inf, False),
 }

@@ -54,11 +54,53 @@ def demo(
     _print_scores(scores, n_cells=adata.n_obs, n_genes=adata.n_vars, seconds=seconds)
     picture, data = directory / "cell_mixtures.png", directory / "cell_mixtures.h5ad"
     try:
-        _demo.figure(adata).savefig(picture, dpi=120)
+        _demo.figure(adata, random_state).savefig(picture, dpi=120)
         adata.write_h5ad(data)
     except OSError as error:
         _fail(f"could not write to {str(directory)!r}: {error}; name a directory with write permission.")
     typer.echo(f"wrote {picture} and {data}")
+
+
+@app.command()
+def report(
+    data: Annotated[Path, typer.Argument(help="AnnData with a trained model: .h5ad or .zarr.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Page to write.")] = Path("report.html"),
+    key: Annotated[str, typer.Option(help="Name of the model.")] = "scvi_pyro",
+    batch_key: Annotated[
+        str | None, typer.Option(help="Column of .obs with the batches; by default that of the model.")
+    ] = None,
+    labels_key: Annotated[str | None, typer.Option(help="Column of .obs with labels such as cell types.")] = None,
+    max_cells: Annotated[
+        int, typer.Option(help="Cells to embed and simulate, drawn at random if there are more.")
+    ] = 5000,
+    random_state: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
+) -> None:
+    """Write one HTML page on a trained model: curves, UMAPs, scores, checks, and warnings in plain words."""
+    import anndata as ad
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from scanpy_scvipyro import pl
+
+    if not data.exists():
+        _fail(f"{str(data)!r} does not exist; name an .h5ad or .zarr that was written after training.")
+    try:
+        adata = ad.read_zarr(data) if data.is_dir() else ad.read_h5ad(data)
+    except Exception as error:  # noqa: BLE001  h5py, zarr and anndata raise many kinds
+        _fail(f"could not read {str(data)!r} as AnnData: {error}")
+    try:
+        pl.report(
+            adata,
+            path=output,
+            key=key,
+            batch_key=batch_key,
+            labels_key=labels_key,
+            max_cells=max_cells,
+            random_state=random_state,
+        )
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        _fail(str(error.args[0] if isinstance(error, KeyError) else error))
+    typer.echo(f"wrote {output}")
 
 
 def _print_scores(scores: dict[str, _demo.Scores], *, n_cells: int, n_genes: int, seconds: float) -> None:

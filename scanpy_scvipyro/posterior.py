@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 from torch.distributions import kl_divergence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -179,6 +179,36 @@ def simulated_counts(
             unseen = unseen._replace(batch=torch.full_like(cells.batch, batch))
         counts = poutine.replay(module.model, trace=posterior)(unseen)
         yield chunk, sparse.csr_array(counts[:, genes].cpu().numpy())
+
+
+@torch.inference_mode()
+def surprise(module: SCVI, data: CellData, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+    """How much less likely the counts of the given cells are than counts simulated for them, (n_cells, 2), in nats.
+
+    The first column is the log-probability of simulated less that of real counts at the same sample of the latent
+    code: zero on average where the model fits. The second is minus the log-probability of the simulated counts.
+    """
+    module.eval()
+    parts = []
+    for _, cells in data.chunks(torch.from_numpy(rows)):
+        replayed = poutine.replay(module.model, trace=poutine.trace(module.guide).get_trace(cells))
+        simulated = cells._replace(counts=replayed(cells._replace(counts=None)))
+        real, expected = (_log_probability(replayed, counts) for counts in (cells, simulated))
+        parts.append(torch.stack([expected - real, -expected], dim=1).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def _log_probability(model: Callable[[Cells], Tensor], cells: Cells) -> Tensor:
+    """Log-probability of the counts of each cell, (n_cells,)."""
+    total = torch.zeros(len(cells.batch), device=cells.batch.device)
+    for site in poutine.trace(model).get_trace(cells).nodes.values():
+        if (
+            site["type"] == "sample"
+            and site["is_observed"]
+            and any(f.name == "cells" for f in site["cond_indep_stack"])
+        ):
+            total = total + site["fn"].log_prob(site["value"])
+    return total
 
 
 @torch.inference_mode()

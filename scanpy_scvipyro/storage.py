@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from scanpy_scvipyro._validate import did_you_mean
+from scanpy_scvipyro import _select
 from scanpy_scvipyro.data import DataSpec
 from scanpy_scvipyro.model import SCVI
 
@@ -38,11 +38,7 @@ def to_uns(
 
 def from_uns(adata: AnnData, key: str, module: type[SCVI] | None = None) -> tuple[SCVI, DataSpec]:
     """Rebuild the module and what it reads from an AnnData."""
-    if key not in adata.uns:
-        trained = [name for name, value in adata.uns.items() if isinstance(value, dict) and "weights" in value]
-        msg = f"key={key!r} is not in adata.uns; train a model first: tl.scvi_pyro(adata). {did_you_mean(key, trained)}"
-        raise KeyError(msg)
-    stored = adata.uns[key]
+    stored = _select.trained(adata, key)
     module = module or SCVI
     if stored["module"] != module.__name__:
         msg = (
@@ -50,18 +46,24 @@ def from_uns(adata: AnnData, key: str, module: type[SCVI] | None = None) -> tupl
             f"pass the class itself: module={stored['module']}."
         )
         raise ValueError(msg)
+    known = spec(adata, key)
+    options = {name: _plain(value) for name, value in stored["model_options"].items()}
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced
+        live = module(len(known.genes), known.n_batches, **options).float()
+    live.load_state_dict({name: torch.tensor(np.asarray(value)) for name, value in stored["weights"].items()})
+    return live.eval(), known
+
+
+def spec(adata: AnnData, key: str) -> DataSpec:
+    """Rebuild what the model reads from an AnnData."""
+    stored = _select.trained(adata, key)
     params = stored["params"]
-    spec = DataSpec(
+    return DataSpec(
         **{name: params.get(name) for name in _KEYS},
         **{name: tuple(map(str, params.get(name, ()))) for name in _KEY_LISTS},  # type: ignore[arg-type]
         genes=_strings(stored["genes"]),
         categories={name: _strings(values) for name, values in stored["categories"].items()},
     )
-    options = {name: _plain(value) for name, value in stored["model_options"].items()}
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced
-        live = module(len(spec.genes), spec.n_batches, **options).float()
-    live.load_state_dict({name: torch.tensor(np.asarray(value)) for name, value in stored["weights"].items()})
-    return live.eval(), spec
 
 
 def _storable(options: dict[str, Any]) -> dict[str, Any]:

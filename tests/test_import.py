@@ -23,11 +23,11 @@ def test_importing_the_package_imports_nothing_heavy():
 def test_public_names_are_there():
     for name in scvip.__all__:
         assert getattr(scvip, name).__doc__
-    assert {"tl", "get", "datasets"} <= set(scvip.__all__)
+    assert {"tl", "pl", "get", "datasets"} <= set(scvip.__all__)
     assert scvip.__version__.count(".") == 2
 
 
-@pytest.mark.parametrize("namespace", ["tl", "get", "datasets"])
+@pytest.mark.parametrize("namespace", ["tl", "pl", "get", "datasets"])
 def test_public_functions_are_documented_with_an_example(namespace):
     functions = [
         value

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scanpy import logging as logg
+
+from scanpy_scvipyro import _validate
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scanpy_scvipyro.model import SCVI
+
+
+@_validate.refuse_unknown_arguments
+def report(
+    adata: AnnData,
+    *,
+    path: Path | str = "scvi_pyro_report.html",
+    key: str = "scvi_pyro",
+    batch_key: str | None = None,
+    labels_key: str | None = None,
+    max_cells: int = 5000,
+    module: type[SCVI] | None = None,
+    random_state: int = 0,
+) -> None:
+    """Write one HTML page on a trained model: what was trained on what, how well it went, and what to look out for.
+
+    The page holds training curves, UMAPs before and after, integration scores, and posterior predictive checks. In
+    plain words it warns of training that ended too early or too late, batches that are not mixed, biology that may have
+    been removed together with the batch effect, and genes and batches that are fitted badly. It is a single file that
+    needs no network. ``adata`` is not changed.
+
+    Parameters
+    ----------
+    adata
+        AnnData with counts and a trained model.
+    path
+        File to write; an existing one is replaced.
+    key
+        Name of the model, the ``key_added`` of :func:`scanpy_scvipyro.tl.scvi_pyro`.
+    batch_key
+        Column of ``adata.obs`` with the batches, by default the one the model was trained with.
+    labels_key
+        Column of ``adata.obs`` with labels such as cell types, by default the one the model was trained with, if any.
+        They make the scores and warnings of integration much more telling.
+    max_cells
+        Cells to embed and to simulate, drawn at random if there are more; the page says so.
+    module
+        Your subclass of :class:`~scanpy_scvipyro.model.SCVI`, if the model is one.
+    random_state
+        Seed of all that is random. The global random states are left alone.
+
+    Raises
+    ------
+    KeyError
+        If there is no such model or column.
+    ValueError
+        If an argument is not as described above, or the counts do not fit the model; before any work starts.
+    OSError
+        If the file cannot be written.
+
+    Examples
+    --------
+    >>> import scanpy_scvipyro as scvip
+    >>> adata = scvip.datasets.cell_mixtures()
+    >>> scvip.tl.scvi_pyro(adata, batch_key="batch", max_epochs=2, impute=False, progress_bar=False)
+    >>> scvip.pl.report(adata, labels_key="cell_type", path="report.html", max_cells=300)
+    """
+    _validate.check_adata(adata, min_cells=20)
+    _validate.check_arguments({"max_cells": max_cells, "random_state": random_state})
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path={str(path)!r} is in a directory that does not exist; create it first.")
+
+    from scanpy_scvipyro.pl import _integration, _report_content, _report_page
+
+    columns = _integration.columns_of(adata, key, batch_key, labels_key)
+    start = logg.info(f"writing a report on {key!r}")
+    content = _report_content.gather(adata, key, columns, max_cells, module, random_state)
+    path.write_text(_report_page.render(content), encoding="utf-8")
+    logg.info("    finished", time=start, deep=f"wrote {path}")
