@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import anndata as ad
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pyro
@@ -113,6 +114,16 @@ def _simulated():
 def simulated(_simulated):
     """Negative binomial counts of three groups of cells in two batches; their true means in a layer."""
     return _simulated.copy()
+
+
+@pytest.fixture
+def no_windows():
+    """Figures are drawn in memory, and closed."""
+    backend = plt.get_backend()
+    plt.switch_backend("agg")
+    yield
+    plt.close("all")
+    plt.switch_backend(backend)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """What Scanpy and AnnData do with the results."""
 
 import anndata as ad
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import scanpy as sc
@@ -18,16 +17,6 @@ def assert_same_model(a, b):
     assert before.keys() == after.keys()
     for name, value in before.items():
         assert torch.equal(value, after[name]), name
-
-
-@pytest.fixture
-def no_windows():
-    """Figures are drawn in memory, and closed."""
-    backend = plt.get_backend()
-    plt.switch_backend("agg")
-    yield
-    plt.close("all")
-    plt.switch_backend(backend)
 
 
 def test_neighbors_leiden_and_umap_run_on_the_latent_codes(trained_small):

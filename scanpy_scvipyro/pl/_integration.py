@@ -144,12 +144,13 @@ def embed(
     from anndata import AnnData
 
     rows = np.random.default_rng(random_state).permutation(rows)
-    for name, argument in ((f"X_{key}", "key"), (before, "before")):
+    latent = f"X_{key}"
+    for name, what in ((latent, f"key={key!r}: {latent!r}"), (before, f"before={before!r}")):
         if name is not None and name not in adata.obsm:
-            raise KeyError(f"{argument}: {name!r} is not in adata.obsm. {_validate.did_you_mean(name, adata.obsm)}")
+            raise KeyError(f"{what} is not in adata.obsm. {_validate.did_you_mean(name, adata.obsm)}")
     embeddings = {
         BEFORE: _log_pca(adata, key, rows, random_state) if before is None else np.asarray(adata.obsm[before])[rows],
-        AFTER: np.asarray(adata.obsm[f"X_{key}"])[rows],
+        AFTER: np.asarray(adata.obsm[latent])[rows],
     }
     obs = pd.DataFrame({column: categories(adata.obs[column].iloc[rows]) for column in columns.named})
     obs.index = pd.RangeIndex(len(rows)).astype(str)

@@ -63,10 +63,16 @@ def report(
 
     Examples
     --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
     >>> import scanpy_scvipyro as scvip
     >>> adata = scvip.datasets.cell_mixtures()
     >>> scvip.tl.scvi_pyro(adata, batch_key="batch", max_epochs=2, impute=False, progress_bar=False)
-    >>> scvip.pl.report(adata, labels_key="cell_type", path="report.html", max_cells=300)
+    >>> with TemporaryDirectory() as directory:
+    ...     page = Path(directory) / "report.html"
+    ...     scvip.pl.report(adata, labels_key="cell_type", path=page, max_cells=300)
+    ...     page.read_text().count("<img ")
+    10
     """
     _validate.check_adata(adata, min_cells=20)
     _validate.check_arguments({"max_cells": max_cells, "random_state": random_state})
