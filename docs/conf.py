@@ -48,9 +48,11 @@ bibtex_reference_style = "author_year"
 # outputs, and run in their own time.
 nb_execution_mode = "force"
 nb_execution_excludepatterns = ["tutorials/*"]
+nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
+nb_output_stderr = "remove-warn"
 
 # API
 autosummary_generate = True
