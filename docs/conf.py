@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sphinx.writers.html5 import HTML5Translator
 
 project = "scanpy_scvipyro"
-author = "scanpy_scvipyro contributors"
+author = "The scanpy_scvipyro developers"
 copyright = author  # noqa: A001, a name of Sphinx
 release = version = version_of("scanpy-scvipyro")
 
