@@ -35,6 +35,11 @@ def gene_positions(genes: Sequence[str] | str | None, known: NDArray[np.str_]) -
     if not names:
         raise ValueError("genes is empty; name at least one, or pass genes=None for all.")
     index = pd.Index(known)
+    if not index.is_unique:
+        raise ValueError(
+            "the model was trained on genes with duplicate names, so that none can be chosen by name; call "
+            "adata.var_names_make_unique() and train again."
+        )
     for name in names:
         if name not in index:
             raise KeyError(f"genes has {name!r}, which the model was not trained on. {did_you_mean(name, known)}")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from scanpy_scvipyro.model import SCVI
 
 
+@_validate.refuse_unknown_arguments
 def model(adata: AnnData, *, key: str = "scvi_pyro", module: type[SCVI] | None = None) -> SCVI:
     """Rebuild the trained Pyro module from an AnnData.
 
@@ -20,9 +21,9 @@ def model(adata: AnnData, *, key: str = "scvi_pyro", module: type[SCVI] | None =
     adata
         AnnData on which a model was trained, also after a round trip through a file.
     key
-        Key of the model in ``adata.uns``.
+        Name of the model, the ``key_added`` of :func:`scanpy_scvipyro.tl.scvi_pyro`.
     module
-        The class, if the model is of another class than :class:`~scanpy_scvipyro.model.SCVI`.
+        Your subclass of :class:`~scanpy_scvipyro.model.SCVI`, if the model is one.
 
     Returns
     -------

@@ -50,11 +50,12 @@ class SCVI(PyroModule):
 
         z_n &\sim \mathrm{Normal}(0, I) \\
         \rho_n &= \mathrm{softmax}(f(z_n, s_n) + W s_n) \\
-        x_{ng} &\sim \mathrm{ZINB}(\ell_n \rho_{ng}, \theta_g, h_g(z_n, s_n))
+        x_{ng} &\sim \mathrm{NB}(\ell_n \rho_{ng}, \theta_g)
 
-    with batch :math:`s_n` (one-hot), library size :math:`\ell_n`, inverse dispersion :math:`\theta`, decoder networks
-    :math:`f` and :math:`h`, and offsets :math:`W` of each batch and gene. Subclass it, edit :meth:`model`, and train
-    the result with ``tl.scvi_pyro(adata, module=YourClass)``.
+    with batch :math:`s_n` (one-hot), library size :math:`\ell_n`, inverse dispersion :math:`\theta`, decoder network
+    :math:`f`, and offsets :math:`W` of each batch and gene. The arguments, other likelihoods among them, are those of
+    :func:`scanpy_scvipyro.tl.scvi_pyro`. Subclass it, edit :meth:`model`, and train the result with
+    ``tl.scvi_pyro(adata, module=YourClass)``.
 
     Parameters live in the module and never in Pyro's global parameter store.
     """

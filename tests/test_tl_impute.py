@@ -100,6 +100,13 @@ class TestGenes:
         reversed_ = trained_small[:, ::-1].copy()
         np.testing.assert_allclose(impute(reversed_)[:, ::-1], straight, rtol=1e-5)
 
+    @pytest.mark.filterwarnings("ignore:Variable names are not unique")
+    def test_genes_of_duplicate_names_cannot_be_chosen(self, small, train_quickly):
+        small.var_names = [*small.var_names[:-1], small.var_names[0]]
+        train_quickly(small)
+        with pytest.raises(ValueError, match=r"duplicate names.*var_names_make_unique\(\) and train again"):
+            impute(small, genes=[small.var_names[0]])
+
 
 class TestStore:
     def test_store_holds_what_the_layer_would(self, trained, tmp_path):

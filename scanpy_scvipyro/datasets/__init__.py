@@ -32,7 +32,8 @@ def cell_mixtures() -> AnnData:
     Returns
     -------
     AnnData with counts in ``.X`` (CSR, float32), the protocol in ``.obs["batch"]`` (``10x_3cl``, ``celseq2_3cl``,
-    ``dropseq_3cl``) and the cell line in ``.obs["cell_type"]`` (``H1975``, ``H2228``, ``HCC827``).
+    ``dropseq_3cl``), its full name in ``.obs["protocol"]``, and the cell line in ``.obs["cell_type"]`` (``H1975``,
+    ``H2228``, ``HCC827``).
 
     Examples
     --------
