@@ -1,212 +1,55 @@
-"""Count distributions: exact in float32, and paid for by the non-zero counts.
+"""Count distributions, exact in float32.
 
-Single-cell counts are mostly zeros. At a zero, the log-probability needs neither ``lgamma`` nor ``digamma``, so each
-distribution has a cheap formula for all entries and a costly one, in float64, for the entries above zero.
-
-Counts may be dense tensors or coalesced sparse COO tensors; the latter save the search for the non-zero entries.
+What holds for counts above zero is written as deviations from saddle points (Loader 2000, Fast and accurate computation
+of binomial probabilities): sums of small terms, where the textbook formulas are differences of terms that grow with the
+count. ``_log_prob.py`` puts the formulas together.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from pyro.distributions import TorchDistribution
-from torch.autograd.function import once_differentiable
+from pyro.distributions import Independent, TorchDistribution
 from torch.distributions import constraints
+
+from scanpy_scvipyro._log_prob import LogProb, broadcast, delta_of_count, stirling
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from scanpy_scvipyro._log_prob import Nonzero
 
 _SCALAR = torch.Size()
 _Shape: TypeAlias = "torch.Size | list[int] | tuple[int, ...]"
-_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-_LOG_FACTORIAL = torch.lgamma(torch.arange(1, 1025, dtype=torch.float64))
+_LOG_2, _LOG_2PI = math.log(2), math.log(2 * math.pi)
 
 
-def _broadcast(*shapes: torch.Size) -> torch.Size:
-    """Do what ``torch.broadcast_shapes`` does, at once where the others are the last dimensions of the largest."""
-    largest = max(shapes, key=len)
-    if all(largest[len(largest) - len(shape) :] == shape for shape in shapes):
-        return largest
-    return torch.broadcast_shapes(*shapes)
+def _ratio(log_mean: Tensor, log_theta: Tensor) -> Tensor:
+    """Compute mu / theta; exp overflows above 88, which nobody's counts reach."""
+    return (log_mean - log_theta).clamp_max_(80).exp_()
 
 
-@dataclass(frozen=True)
-class _Nonzero:
-    """The counts above zero, in the widest float type of the device, and where they stand."""
-
-    count: Tensor
-    position: Tensor  # in the flattened counts
-    column: Tensor
-    shape: torch.Size
-
-    def pick(self, parameter: Tensor) -> Tensor:
-        """Values of a broadcastable parameter at the non-zero counts."""
-        if parameter.numel() == parameter.shape[-1:].numel() == self.shape[-1:].numel():
-            return parameter.flatten().index_select(0, self.column).to(self.count.dtype)
-        return parameter.expand(self.shape).flatten().take(self.position).to(self.count.dtype)
+def _log1p_and_share(ratio: Tensor) -> tuple[Tensor, Tensor]:
+    """log(1 + mu / theta) and mu / (mu + theta)."""
+    return ratio.log1p(), ratio.div_(ratio + 1)
 
 
-def _nonzero(counts: Tensor, shape: torch.Size) -> _Nonzero:
-    # Counts of 1e6 have log-probabilities that are differences of terms near 1e7: float32 would leave an error near 1.
-    # Apple's GPUs have no float64.
-    wide = torch.float32 if counts.device.type == "mps" else torch.float64
-    if counts.is_sparse and counts.shape == shape:
-        row, column = counts.indices()
-        return _Nonzero(counts.values().to(wide), row * shape[-1] + column, column, shape)
-    counts = counts.to_dense().expand(shape).flatten()
-    position = counts.nonzero().squeeze(1)
-    return _Nonzero(counts[position].to(wide), position, position % shape[-1:].numel(), shape)
+# Beyond, all is dropout, and 1 - d underflows.
+_MAX_LOGITS = 80
 
 
-def _lgamma_digamma(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-gamma and digamma for y >= 1, to 1e-8: a third of the time of torch's two functions on a CPU.
-
-    Four steps of the recurrences, then the asymptotic series (Abramowitz & Stegun 6.1.41 and 6.3.18).
-    """
-    p = (y + 3).mul_(y)  # y (y + 3), and p + 2 = (y + 1) (y + 2)
-    q = (p + 2).mul_(p)
-    z = y + 4
-    log_z, r = z.log(), z.reciprocal()
-    s = r * r
-    lgamma = (s * (1 / 1260)).sub_(1 / 360).mul_(s).add_(1 / 12).mul_(r)
-    lgamma.add_(z, alpha=-1).add_(_HALF_LOG_2PI).addcmul_(z.sub_(0.5), log_z)
-    digamma = (s * (1 / 252)).sub_(1 / 120).mul_(s).add_(1 / 12).mul_(s)
-    digamma = log_z.sub_(digamma).sub_(r, alpha=0.5)
-    digamma.sub_((2 * y).add_(3).mul_(p.mul_(2).add_(2)).div_(q))
-    return lgamma.sub_(q.log_()), digamma
+def _dropout(log_zero: Tensor, dropout_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of the zeros that come from the NB, and 1 - d."""
+    return (log_zero - dropout_logits).sigmoid_(), torch.neg(dropout_logits).sigmoid_()
 
 
-def _log_factorial(x: Tensor) -> Tensor:
-    """Log-gamma of whole numbers x + 1: from a table while they are small, as counts mostly are."""
-    if x.device.type == "cpu" and x.numel() and x.max() < len(_LOG_FACTORIAL):
-        return _LOG_FACTORIAL.to(x.dtype).index_select(0, x.to(torch.int32))
-    return torch.lgamma(x + 1)
-
-
-class _NegativeBinomialLogProb(torch.autograd.Function):
-    r"""log NB(x | mu, theta), or log ZINB where dropout logits are given, with their gradients.
-
-    With s = log(1 + mu / theta), r = mu / (mu + theta) and dropout probability d::
-
-        x = 0, NB    -theta s
-        x = 0, ZINB  log(d + (1 - d) exp(-theta s))
-        x > 0, NB    -theta s + x (log mu - log theta - s) + lgamma(x + theta) - lgamma(theta) - lgamma(x + 1)
-        x > 0, ZINB  log(1 - d) + NB
-
-    The gradients share one weight w, the posterior probability that a count came from the NB component
-    (1 where x > 0, and everywhere for the NB)::
-
-        d / d log mu     -w theta r       + [x > 0]  x (1 - r)
-        d / d log theta   w theta (r - s) + [x > 0] (theta (digamma(x + theta) - digamma(theta)) - x (1 - r))
-        d / d logit d     (1 - d) - w
-
-    Buffers are reused in place: fresh (cells x genes) buffers cost more than the arithmetic done in them.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, log_mean: Tensor, log_theta: Tensor, dropout_logits: Tensor | None, counts: Tensor) -> Tensor:
-        inputs = [log_mean, log_theta] if dropout_logits is None else [log_mean, log_theta, dropout_logits]
-        ctx.shapes = [parameter.shape for parameter in inputs]
-        nonzero = _nonzero(counts, _broadcast(*ctx.shapes, counts.shape))
-        theta = log_theta.exp()
-
-        # exp overflows above 88; s is then within 1e-38 of log(mu / theta), which nobody's counts reach.
-        ratio = (log_mean.expand(nonzero.shape) - log_theta).clamp_max_(80).exp_()
-        s = torch.log1p(ratio)
-        log_prob = ratio + 1
-        r = ratio.div_(log_prob)
-        torch.mul(s, -theta, out=log_prob)
-        log_prob_x, success_x, log_theta_grad_x = _negative_binomial_above_zero(nonzero, log_mean, log_theta)
-
-        weight = dropout_grad = None
-        if dropout_logits is not None:
-            weight = (log_prob - dropout_logits).sigmoid_().expand(nonzero.shape).contiguous()
-            weight.view(-1)[nonzero.position] = 1.0
-            kept = (-dropout_logits).sigmoid_()
-            dropout_grad = kept - weight
-            log_prob = _log_zero_inflated(log_prob, kept, dropout_logits)
-            log_prob_x -= F.softplus(nonzero.pick(dropout_logits))
-        log_prob.view(-1)[nonzero.position] = log_prob_x.to(log_prob.dtype)
-        ctx.save_for_backward(s, r, theta, weight, dropout_grad, nonzero.position, success_x, log_theta_grad_x)
-        return log_prob
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        s, r, theta, weight, dropout_grad, position, success_x, log_theta_grad_x = ctx.saved_tensors
-        weight = theta if weight is None else weight * theta
-
-        def finish(dense: Tensor, at_nonzero: Tensor, shape: torch.Size) -> Tensor:
-            dense.view(-1).scatter_add_(0, position, at_nonzero.to(dense.dtype))
-            return dense.mul_(grad).sum_to_size(shape)
-
-        log_theta_grad = finish((r - s).mul_(weight), log_theta_grad_x, ctx.shapes[1])
-        log_mean_grad = finish((r * weight).neg_(), success_x, ctx.shapes[0])
-        if dropout_grad is not None:
-            dropout_grad = (dropout_grad * grad).sum_to_size(ctx.shapes[2])
-        return log_mean_grad, log_theta_grad, dropout_grad, None
-
-
-def _negative_binomial_above_zero(
-    nonzero: _Nonzero, log_mean: Tensor, log_theta: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability of the counts above zero, and what they add to the gradients of log mu and log theta."""
-    x = nonzero.count
-    # What depends on theta alone is computed once per theta, then spread: nearly free for one theta per gene.
-    once = log_theta.numel() <= x.numel()
-    log_theta = log_theta.to(x.dtype) if once else nonzero.pick(log_theta)
-    theta = log_theta.exp()
-    lgamma_theta, digamma_theta = _lgamma_digamma(theta + 1)
-    per_theta = (log_theta, theta, lgamma_theta - log_theta, digamma_theta - 1 / theta)
-    log_theta, theta, lgamma_theta, digamma_theta = map(nonzero.pick, per_theta) if once else per_theta
-
-    lgamma_sum, digamma_sum = _lgamma_digamma(x + theta)
-    log_ratio = (nonzero.pick(log_mean) - log_theta).clamp_max_(80)
-    ratio = log_ratio.exp()
-    s = torch.log1p(ratio)
-    log_prob = lgamma_sum.sub_(lgamma_theta).sub_(_log_factorial(x)).addcmul_(x, log_ratio.sub_(s))
-    log_prob.addcmul_(theta, s, value=-1)
-    success = x / ratio.add_(1)
-    return log_prob, success, digamma_sum.sub_(digamma_theta).mul_(theta).sub_(success)
-
-
-def _log_zero_inflated(log_zero: Tensor, kept: Tensor, dropout_logits: Tensor) -> Tensor:
-    """log(d + (1 - d) p) from log p, in place, to full relative precision near probability 0 and near probability 1."""
-    near_one = torch.expm1(log_zero).mul_(kept)
-    direct = log_zero.exp_().mul_(kept).add_(torch.sigmoid(dropout_logits))
-    # Either is clamped to one half where the other is exact, so their product over one half is right everywhere, and
-    # costs a quarter of torch.where.
-    direct = direct.clamp_(torch.finfo(direct.dtype).tiny, 0.5).mul_(2).log_()
-    return near_one.clamp_min_(-0.5).log1p_().add_(direct)
-
-
-class _PoissonLogProb(torch.autograd.Function):
-    """log Poisson(x | mu) = x log mu - mu - lgamma(x + 1), with gradient x - mu for log mu."""
-
-    @staticmethod
-    def forward(ctx: Any, log_mean: Tensor, counts: Tensor) -> Tensor:
-        nonzero = _nonzero(counts, _broadcast(log_mean.shape, counts.shape))
-        minus_mean = log_mean.exp().neg_()
-        x, log_mean_x = nonzero.count, nonzero.pick(log_mean)
-        log_prob = minus_mean.expand(nonzero.shape).clone()
-        log_prob_x = x * log_mean_x - log_mean_x.exp() - _log_factorial(x)
-        log_prob.view(-1)[nonzero.position] = log_prob_x.to(log_prob.dtype)
-        ctx.save_for_backward(minus_mean, x, nonzero.position)
-        return log_prob
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        minus_mean, x, position = ctx.saved_tensors
-        log_mean_grad = minus_mean.expand(grad.shape).clone()
-        log_mean_grad.view(-1).scatter_add_(0, position, x.to(grad.dtype))
-        return log_mean_grad.mul_(grad).sum_to_size(minus_mean.shape), None
+def _log1p_or_log(deviation: Tensor, log_ratio: Tensor) -> Tensor:
+    """log(1 + deviation): by log1p above -1/2, below it as the log ratio; each stops where the other starts."""
+    log1p = deviation.clamp_min(-0.5).log1p_()
+    return log1p.add_(log_ratio.clamp_max_(-_LOG_2)).add_(_LOG_2)
 
 
 class _CountDistribution(TorchDistribution):
@@ -219,7 +62,7 @@ class _CountDistribution(TorchDistribution):
         # Kept as given, not broadcast: a parameter per gene stays one row, and its gamma functions stay cheap.
         for name, parameter in zip(self.arg_constraints, parameters, strict=True):
             setattr(self, name, parameter)
-        shape = _broadcast(*(parameter.shape for parameter in parameters))
+        shape = broadcast(*(parameter.shape for parameter in parameters))
         super().__init__(shape, validate_args=validate_args)
 
     @property
@@ -229,28 +72,46 @@ class _CountDistribution(TorchDistribution):
     def expand(self, batch_shape: _Shape, _instance: Any = None) -> _CountDistribution:
         """Broadcast to a larger batch shape; the parameters stay as small as they are."""
         expanded = type(self)(*self._parameters, validate_args=False)
-        expanded._batch_shape = _broadcast(self.batch_shape, torch.Size(batch_shape))
+        expanded._batch_shape = broadcast(self.batch_shape, torch.Size(batch_shape))
         return expanded
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability of each count, in nats; counts may be a dense or a coalesced sparse COO tensor."""
-        log_prob = self._log_prob(value)
-        return log_prob.expand(_broadcast(log_prob.shape, self.batch_shape))
+        return self._log_prob(value, is_event=False)
+
+    def to_event(self, reinterpreted_batch_ndims: int | None = None) -> TorchDistribution:
+        """Make the last dimensions one event; the log-probability of a cell is then never spread over its genes."""
+        if reinterpreted_batch_ndims == 1:
+            return _Cells(self, 1, validate_args=False)
+        return super().to_event(reinterpreted_batch_ndims)
+
+    def _log_prob(self, counts: Tensor, *, is_event: bool) -> Tensor:
+        shape = broadcast(self.batch_shape, counts.shape)
+        return LogProb.apply(type(self), counts, shape, is_event, *self._parameters)
 
     def sample(self, sample_shape: _Shape = _SCALAR) -> Tensor:
         """Draw counts of shape ``sample_shape + batch_shape``."""
         with torch.no_grad():
             return self._draw(self._extended_shape(sample_shape))
 
-    def _log_prob(self, counts: Tensor) -> Tensor:
-        raise NotImplementedError
-
     def _draw(self, shape: torch.Size) -> Tensor:
         raise NotImplementedError
 
 
+class _Cells(Independent):
+    """The counts of cells: one event per row."""
+
+    base_dist: _CountDistribution
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.base_dist._log_prob(value, is_event=True)
+
+
 class Poisson(_CountDistribution):
-    """Poisson counts.
+    r"""Poisson counts.
+
+    log Poisson(x | mu) is -mu at zero, else x log(mu / x) + x - mu - log(2 pi x) / 2 - delta(x), with delta as in
+    ``_log_prob.stirling``; its gradient for log mu is x - mu.
 
     Parameters
     ----------
@@ -263,8 +124,20 @@ class Poisson(_CountDistribution):
     def __init__(self, log_mean: Tensor, *, validate_args: bool | None = None) -> None:
         super().__init__(log_mean, validate_args=validate_args)
 
-    def _log_prob(self, counts: Tensor) -> Tensor:
-        return _PoissonLogProb.apply(self.log_mean, counts)
+    @staticmethod
+    def at_zero(log_mean: Tensor) -> Tensor:
+        return log_mean.exp().neg_()
+
+    @staticmethod
+    def gradients_at_zero(log_mean: Tensor) -> tuple[Tensor]:
+        return (log_mean.exp().neg_(),)
+
+    @staticmethod
+    def above_zero(nonzero: Nonzero, log_mean: Tensor) -> tuple[Tensor, Tensor]:
+        x, log_mean = nonzero.counts, nonzero.pick(log_mean)
+        log_x, surplus = x.log(), x - log_mean.exp()
+        log_ratio = _log1p_or_log(-surplus / x, log_mean - log_x)
+        return x * log_ratio + surplus - 0.5 * (log_x + _LOG_2PI) - delta_of_count(x), surplus
 
     @property
     def mean(self) -> Tensor:
@@ -285,7 +158,17 @@ class Poisson(_CountDistribution):
 
 
 class NegativeBinomial(_CountDistribution):
-    """Negative binomial counts, the Poisson with a Gamma-distributed rate.
+    r"""Negative binomial counts, the Poisson with a Gamma-distributed rate.
+
+    With A = (x - mu) / (mu + theta), (1 + B) x / mu = 1 + A, and delta and epsilon as in ``_log_prob.stirling``::
+
+        log NB           theta (log1p(A) - A) + x (log1p(B) - B) + delta(x + theta) - delta(x) - delta(theta)
+                         - log(2 pi x (x + theta) / theta) / 2
+        d / d log mu     theta A
+        d / d log theta  theta (log1p(A) - A + log theta - digamma(theta) - 1 / (2 (x + theta)) - epsilon(x + theta))
+
+    where x > 0 (theta A = -x B cancels, which rounding would not let it). At zero A = -mu / (mu + theta), log NB =
+    theta log1p(A), and the gradients are theta A and theta (log1p(A) - A).
 
     Parameters
     ----------
@@ -301,8 +184,44 @@ class NegativeBinomial(_CountDistribution):
     def __init__(self, log_mean: Tensor, log_inverse_dispersion: Tensor, *, validate_args: bool | None = None) -> None:
         super().__init__(log_mean, log_inverse_dispersion, validate_args=validate_args)
 
-    def _log_prob(self, counts: Tensor) -> Tensor:
-        return _NegativeBinomialLogProb.apply(self.log_mean, self.log_inverse_dispersion, None, counts)
+    @staticmethod
+    def at_zero(log_mean: Tensor, log_theta: Tensor) -> Tensor:
+        return _ratio(log_mean, log_theta).log1p_() * log_theta.exp().neg_()
+
+    @staticmethod
+    def gradients_at_zero(log_mean: Tensor, log_theta: Tensor) -> tuple[Tensor, Tensor]:
+        s, r = _log1p_and_share(_ratio(log_mean, log_theta))
+        theta = log_theta.exp()
+        return r * -theta, (r - s) * theta
+
+    @staticmethod
+    def above_zero(nonzero: Nonzero, log_mean: Tensor, log_theta: Tensor) -> tuple[Tensor, ...]:
+        x = nonzero.counts
+        # What depends on theta alone is computed once per theta, then spread: nearly free for one theta per gene.
+        once = log_theta.numel() <= x.numel()
+        log_theta = (log_theta if once else nonzero.pick(log_theta)).clamp(-60, 80)
+        theta = log_theta.exp()
+        log1p_inverse = theta.reciprocal().log1p()
+        delta, epsilon = stirling(theta + 1)  # and of theta itself by the recurrences of log-gamma and digamma
+        constant = 1 - (theta + 0.5) * log1p_inverse - delta + 0.5 * (log_theta - _LOG_2PI)
+        slope = 1 + theta * (epsilon + 0.5 / (theta + 1) - log1p_inverse)  # theta (log theta - digamma(theta))
+        per_theta = (log_theta, theta, constant, slope)
+        log_theta, theta, constant, slope = map(nonzero.pick, per_theta) if once else per_theta
+
+        log_mean, y = nonzero.pick(log_mean), x + theta
+        ratio = (log_mean - log_theta).clamp_(-80, 80).exp_()
+        a = x / theta
+        inverse = ratio.reciprocal()
+        b = a.reciprocal().sub_(inverse).div_(inverse.add_(1))
+        a = a.sub_(ratio).div_(ratio.add_(1)).clamp_min_(-1 + 1e-7)
+        log1p_a, log_x = a.log1p(), x.log()
+        log1p_b = _log1p_or_log(b, log_mean.sub_(log_x).add_(log1p_a))
+        excess_a, excess_b = log1p_a.sub_(a), log1p_b.sub_(b)
+        delta, epsilon = stirling(y)
+        log_prob = excess_b.mul_(x).addcmul_(theta, excess_a).add_(constant).add_(delta).sub_(delta_of_count(x))
+        log_prob.sub_(log_x.add_(y.log()), alpha=0.5)
+        log_theta_grad = excess_a.sub_(epsilon).sub_(y.reciprocal_(), alpha=0.5).mul_(theta).add_(slope)
+        return log_prob, a.mul_(theta), log_theta_grad
 
     @property
     def mean(self) -> Tensor:
@@ -330,7 +249,9 @@ class NegativeBinomial(_CountDistribution):
 class ZeroInflatedNegativeBinomial(_CountDistribution):
     """Negative binomial counts of which a share is lost (dropout) and seen as zero.
 
-    Log-probabilities are exact while the dropout logits stay above -87 in float32.
+    With dropout probability d, a zero has log-probability max(logit d, log NB(0)) + log(1 - d) - log max(w, 1 - w),
+    where w = (1 - d) NB(0) / (d + (1 - d) NB(0)) is the share of zeros that come from the NB. Gradients are those of
+    the NB times w, and that of logit d is 1 - d - w. Counts above zero have w = 1.
 
     Parameters
     ----------
@@ -360,8 +281,28 @@ class ZeroInflatedNegativeBinomial(_CountDistribution):
     ) -> None:
         super().__init__(log_mean, log_inverse_dispersion, dropout_logits, validate_args=validate_args)
 
-    def _log_prob(self, counts: Tensor) -> Tensor:
-        return _NegativeBinomialLogProb.apply(self.log_mean, self.log_inverse_dispersion, self.dropout_logits, counts)
+    @staticmethod
+    def at_zero(log_mean: Tensor, log_theta: Tensor, dropout_logits: Tensor) -> Tensor:
+        log_zero = NegativeBinomial.at_zero(log_mean, log_theta)
+        dropout_logits = dropout_logits.clamp_max(_MAX_LOGITS)
+        share, kept = _dropout(log_zero, dropout_logits)
+        larger = share.sub_(0.5).abs_().add_(0.5)
+        return torch.maximum(log_zero, dropout_logits).add_((kept / larger).log_())
+
+    @staticmethod
+    def gradients_at_zero(log_mean: Tensor, log_theta: Tensor, dropout_logits: Tensor) -> tuple[Tensor, ...]:
+        s, r = _log1p_and_share(_ratio(log_mean, log_theta))
+        theta = log_theta.exp()
+        share, kept = _dropout(s * -theta, dropout_logits.clamp_max(_MAX_LOGITS))
+        dropout_grad = kept - share
+        weight = share.mul_(theta)
+        return (r * weight).neg_(), (r - s) * weight, dropout_grad
+
+    @staticmethod
+    def above_zero(nonzero: Nonzero, log_mean: Tensor, log_theta: Tensor, dropout_logits: Tensor) -> tuple[Tensor, ...]:
+        log_prob, *gradients = NegativeBinomial.above_zero(nonzero, log_mean, log_theta)
+        dropout_logits = nonzero.pick(dropout_logits)
+        return log_prob - F.softplus(dropout_logits), *gradients, -dropout_logits.sigmoid()
 
     @property
     def mean(self) -> Tensor:
