@@ -46,9 +46,10 @@ class CountStatistics(NamedTuple):
 def count_statistics(counts: sparse.csr_array) -> CountStatistics:
     """Describe counts, (n_cells, n_genes)."""
     counts = counts.astype(np.float64)
-    mean = counts.mean(axis=0)
-    variance = np.maximum((counts * counts).mean(axis=0) - mean**2, 0)
-    return CountStatistics(mean, variance, 1 - (counts > 0).mean(axis=0), counts.sum(axis=1))
+    mean, zeros = counts.mean(axis=0), 1 - (counts > 0).mean(axis=0)
+    squares = counts.copy()  # of differences, since a difference of squares is not exactly 0 for a constant gene
+    squares.data = (counts.data - mean[counts.indices]) ** 2
+    return CountStatistics(mean, squares.mean(axis=0) + zeros * mean**2, zeros, counts.sum(axis=1))
 
 
 def convergence(history: pd.DataFrame, *, default_epochs: int, early_stopping: bool) -> list[Finding]:

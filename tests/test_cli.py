@@ -58,6 +58,42 @@ def test_bad_input_ends_with_code_1_and_one_line(arguments, message, tmp_path, m
     assert not list(directory.iterdir())
 
 
+@pytest.mark.parametrize("file_format", ["h5ad", "zarr"])
+def test_report_writes_a_page_on_a_file(trained_small, file_format, tmp_path):
+    data, page = tmp_path / f"trained.{file_format}", tmp_path / "page.html"
+    getattr(trained_small, f"write_{file_format}")(data)
+    result = CliRunner().invoke(app, ["report", str(data), "-o", str(page), "--labels-key", "cell_type"])
+    assert (result.exit_code, result.stdout) == (0, f"wrote {page}\n")
+    assert "3 in &#39;cell_type&#39;" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("data", "arguments", "message"),
+    [
+        ("nowhere.h5ad", [], "error: 'nowhere.h5ad' does not exist; name an .h5ad or .zarr"),
+        ("text.h5ad", [], "error: could not read 'text.h5ad' as AnnData"),
+        ("empty", [], "error: could not read 'empty' as AnnData"),
+        ("trained.h5ad", ["--key", "scvi"], "error: key='scvi' is not in adata.uns"),
+        (
+            "trained.h5ad",
+            ["--labels-key", "celltype"],
+            "error: labels_key='celltype' is not in adata.obs. Did you mean",
+        ),
+        ("trained.h5ad", ["-o", "nowhere/page.html"], "error: path='nowhere/page.html' is in a directory"),
+        ("trained.h5ad", ["--max-cells", "0"], "error: max_cells=0 was passed"),
+    ],
+)
+def test_report_refuses_bad_input_with_code_1_and_one_line(trained_small, data, arguments, message, empty_directory):
+    trained_small.write_h5ad("trained.h5ad")
+    (empty_directory / "text.h5ad").write_text("no HDF5")
+    (empty_directory / "empty").mkdir()
+    result = CliRunner().invoke(app, ["report", data, *arguments])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(message)
+    assert result.stderr.count("\n") == 1
+    assert not list(empty_directory.glob("*.html"))
+
+
 def test_help_explains_commands_and_options():
     runner = CliRunner(env={"COLUMNS": "120", "NO_COLOR": "1"})
     assert "demo" in runner.invoke(app, ["--help"]).output

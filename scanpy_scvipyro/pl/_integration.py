@@ -221,6 +221,7 @@ def draw(ax: Axes, cells: AnnData, embedding: str, column: str | None, *, with_l
         title="",
         legend_loc="right margin" if with_legend and n_categories <= MAX_IN_LEGEND else None,
         legend_fontsize="small",
+        size=min(60, 120_000 / cells.n_obs),  # Scanpy's, but for few cells
         frameon=False,
         ax=ax,
         show=False,

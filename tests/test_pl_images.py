@@ -1,0 +1,103 @@
+"""Pictures beside stored ones: shapes, places and colours. Text is left out, since it depends on fonts."""
+
+from pathlib import Path
+
+import anndata as ad
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.testing.compare import compare_images
+
+from scanpy_scvipyro import checks
+from scanpy_scvipyro import pl as plots
+from scanpy_scvipyro.pl import _integration, _posterior_predictive
+
+BASELINES = Path(__file__).parent / "baseline_images"
+pytestmark = pytest.mark.usefixtures("no_windows")
+
+
+@pytest.fixture
+def canvas():
+    """Axes of a small figure in matplotlib's own style."""
+    with mpl.style.context("default"):
+        yield Figure(figsize=(3, 2.4), dpi=60).subplots()
+
+
+def assert_looks_as_before(ax, name, tmp_path):
+    for text in ax.texts:
+        text.remove()
+    if ax.get_legend() is not None:
+        ax.get_legend().remove()
+    ax.set(xlabel="", ylabel="", title="")
+    ax.tick_params(which="both", labelbottom=False, labelleft=False)
+    actual = tmp_path / f"{name}.png"
+    ax.figure.savefig(actual)
+    baseline = BASELINES / actual.name
+    assert baseline.exists(), f"look at {actual}, and if it is as it should be, copy it to {baseline}"
+    # Root mean square of 255 levels; lines of another colour or place give 5 and more.
+    assert compare_images(baseline, actual, tol=2) is None
+
+
+@pytest.fixture
+def numbers():
+    """AnnData without counts, whose stored results are made by hand."""
+    rng = np.random.default_rng(0)
+    names = [f"gene{i}" for i in range(60)]
+    change = rng.normal(0, 2, 60)
+    odds = 8 * np.abs(change) - 8 + rng.normal(0, 1, 60)
+    values = {
+        "names": np.array(names, dtype=object),
+        "scores": 3 * change,
+        "logfoldchanges": change,
+        "pvals_adj": np.where(odds > 3, 0.01, 0.5),
+        "proba_de": 1 / (1 + np.exp(-odds)),
+        "bayes_factor": odds,
+    }
+    ranked = {name: pd.DataFrame({"a": value}).to_records(index=False) for name, value in values.items()}
+    epochs = np.arange(1, 41)
+    history = {"train_elbo": -500 - 300 * np.exp(-epochs / 6), "validation_elbo": -520 - 300 * np.exp(-epochs / 5)}
+    adata = ad.AnnData(var=pd.DataFrame(index=names), obs=pd.DataFrame(index=["cell"]))
+    adata.varm["scvi_pyro_loadings"] = pd.DataFrame({"Z_0": rng.normal(size=60)}, index=names)
+    adata.uns["scvi_pyro"] = {
+        "weights": {},
+        "model_options": {"decoder": "linear"},
+        "history": pd.DataFrame(history, index=epochs),
+    }
+    adata.uns["rank_genes_groups_scvi_pyro"] = ranked | {"params": {"reference": "rest"}}
+    return adata
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("history", {"metrics": "elbo"}),
+        ("loadings", {"dimensions": "Z_0"}),
+        ("rank_genes", {"groups": "a"}),
+    ],
+)
+def test_plots_of_stored_results(numbers, canvas, tmp_path, name, arguments):
+    getattr(plots, name)(numbers, **arguments, ax=canvas, show=False)
+    assert_looks_as_before(canvas, name, tmp_path)
+
+
+@pytest.mark.parametrize("statistic", ["mean_variance", "zeros", "library_size"])
+def test_plots_of_counts_and_their_simulation(canvas, tmp_path, statistic):
+    rng = np.random.default_rng(0)
+    mean = np.geomspace(0.01, 100, 80)
+    real, simulated = (
+        checks.CountStatistics(mean, mean * noise + mean**2 * noise, np.exp(-mean) ** noise, rng.lognormal(8, 0.4, 500))
+        for noise in rng.lognormal(0, 0.2, (2, 80))
+    )
+    _posterior_predictive.draw(canvas, _posterior_predictive.Simulation(real, simulated), statistic)
+    assert_looks_as_before(canvas, statistic, tmp_path)
+
+
+def test_umap_in_colours_of_the_data(canvas, tmp_path):
+    places = np.random.default_rng(0).normal(size=(90, 2)) + 6 * np.repeat(np.eye(3), 30, axis=0)[:, :2]
+    cells = ad.AnnData(obs=pd.DataFrame({"type": pd.Categorical(list("abc") * 30)}, index=map(str, range(90))))
+    cells.obsm["after_umap"] = places
+    cells.uns["type_colors"] = ["#112233", "#e07020", "#30a0d0"]
+    _integration.draw(canvas, cells, "after", "type")
+    assert_looks_as_before(canvas, "umap", tmp_path)
