@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
 from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from docutils import nodes
@@ -43,6 +45,11 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 bibtex_bibfiles = ["references.bib"]
 bibtex_reference_style = "author_year"
+
+# Sphinx takes pages from below its own folder only.
+_tutorials = Path(__file__).parent / "tutorials"
+shutil.rmtree(_tutorials, ignore_errors=True)
+shutil.copytree(_tutorials.parents[1] / "tutorials", _tutorials, ignore=shutil.ignore_patterns("*.py", ".*"))
 
 # Pages written as notebooks are run at each build, so that what they say stays true. Tutorials are stored with their
 # outputs, and run in their own time.
