@@ -45,11 +45,12 @@ class CountStatistics(NamedTuple):
 
 def count_statistics(counts: sparse.csr_array) -> CountStatistics:
     """Describe counts, (n_cells, n_genes)."""
-    counts = counts.astype(np.float64)
-    mean, zeros = counts.mean(axis=0), 1 - (counts > 0).mean(axis=0)
-    squares = counts.copy()  # of differences, since a difference of squares is not exactly 0 for a constant gene
+    counts, n_cells = counts.astype(np.float64), counts.shape[0]
+    mean, zeros = counts.sum(axis=0) / n_cells, (n_cells - (counts > 0).sum(axis=0)) / n_cells
+    # The mean of squares less the square of the mean would not be exactly 0 for a constant gene.
+    squares = counts.copy()
     squares.data = (counts.data - mean[counts.indices]) ** 2
-    return CountStatistics(mean, squares.mean(axis=0) + zeros * mean**2, zeros, counts.sum(axis=1))
+    return CountStatistics(mean, squares.sum(axis=0) / n_cells + zeros * mean**2, zeros, counts.sum(axis=1))
 
 
 def convergence(history: pd.DataFrame, *, default_epochs: int, early_stopping: bool) -> list[Finding]:
