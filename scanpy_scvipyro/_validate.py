@@ -219,6 +219,12 @@ def _where_counts_may_be(adata: AnnData) -> str:
 
 def obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:
     """Column of adata.obs without missing values."""
+    if not isinstance(key, str):
+        msg = (
+            f"{argument}={key!r} is not the name of a column of adata.obs; of several columns, make one that joins "
+            "them, or pass further ones as categorical_covariate_keys=."
+        )
+        raise TypeError(msg)
     if key not in adata.obs:
         raise KeyError(f"{argument}={key!r} is not in adata.obs. {did_you_mean(key, adata.obs)}")
     column = adata.obs[key]

@@ -81,3 +81,10 @@ def test_results_are_attached_under_the_given_key(small, train_quickly):
     assert set(small.layers) - {None} == {"mine_imputed"}  # anndata 0.13 lists X as None
     assert set(small.varm) == {"mine_loadings"}
     assert scvip.get.model(small, key="mine").n_latent == 10
+
+
+def test_a_second_model_leaves_nothing_of_the_first_under_its_key(small, train_quickly):
+    train_quickly(small, decoder="linear")
+    train_quickly(small, impute=False)
+    assert set(small.layers) - {None} == set()
+    assert set(small.varm) == set()

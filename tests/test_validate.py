@@ -350,3 +350,8 @@ def test_repeated_entries_of_a_small_type_are_summed_without_overflow():
     read = _validate.counts(adata, "counts", np.ones(2, dtype=bool))
     np.testing.assert_array_equal(read.toarray(), [[200, 0], [0, 1]])
     np.testing.assert_array_equal(matrix.data, [100, 100, 1])
+
+
+def test_a_list_where_one_column_belongs_is_refused(small):
+    with pytest.raises(TypeError, match=r"batch_key=\['batch', 'cell_type'\].*one that joins"):
+        _validate.obs_column(small, ["batch", "cell_type"], "batch_key")

@@ -160,7 +160,8 @@ def scvi_pyro(
     key_added
         Name of the results, see below.
     random_state
-        Seed. The same seed gives the same result on the same machine; the global random states are left alone.
+        Seed. The same seed gives the same result on the same machine with the same number of threads; the global
+        random states are left alone.
     copy
         Whether to return a changed copy, instead of changing ``adata``.
 

@@ -41,7 +41,10 @@ def write_results(
         batches = pd.Index(stored["categories"][spec.batch_key], name=spec.batch_key)
         stored["batch_embedding"] = posterior.batch_embedding(module.batch_embedding, batches)
 
-    # Nothing is attached before everything has been computed, so that a failure leaves adata as it was.
+    # Nothing is attached before everything has been computed, so that a failure leaves adata as it was. What an earlier
+    # model left under the same key is not of this one.
+    adata.layers.pop(f"{key_added}_imputed", None)
+    adata.varm.pop(f"{key_added}_loadings", None)
     adata.obsm[f"X_{key_added}"] = latent
     added = f"added\n    'X_{key_added}', latent codes (adata.obsm)\n"
     if imputed is not None:
