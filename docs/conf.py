@@ -46,10 +46,12 @@ myst_heading_anchors = 3
 bibtex_bibfiles = ["references.bib"]
 bibtex_reference_style = "author_year"
 
-# Sphinx takes pages from below its own folder only.
+# Sphinx takes pages from below its own folder only. In the repository, tutorials link to pages beside their folder.
 _tutorials = Path(__file__).parent / "tutorials"
 shutil.rmtree(_tutorials, ignore_errors=True)
-shutil.copytree(_tutorials.parents[1] / "tutorials", _tutorials, ignore=shutil.ignore_patterns("*.py", ".*"))
+_tutorials.mkdir()
+for _notebook in (_tutorials.parents[1] / "tutorials").glob("*.ipynb"):
+    (_tutorials / _notebook.name).write_text(_notebook.read_text("utf-8").replace("](../docs/", "](../"), "utf-8")
 
 # Pages written as notebooks are run at each build, so that what they say stays true. Tutorials are stored with their
 # outputs, and run in their own time.
@@ -114,6 +116,13 @@ def _block_math(self: HTML5Translator, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def _link_from_tutorials(_: Sphinx, page: str, source: list[str]) -> None:
+    # Tutorials lie beside these pages, not below them, for those who read them in the repository.
+    if page.startswith("tutorials/"):
+        source[0] = source[0].replace("](../docs/", "](../")
+
+
 def setup(app: Sphinx) -> None:
     """Register the renderer of formulas."""
+    app.connect("source-read", _link_from_tutorials)
     app.add_html_math_renderer("mathml", (_inline_math, None), (_block_math, None))
