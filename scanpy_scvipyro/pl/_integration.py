@@ -205,7 +205,7 @@ def score(columns: Columns, column: str | None, scores: Scores) -> str:
     if column == columns.batch and scores.same_batch is not None and scores.mixed is not None:
         return f"same-batch neighbours {scores.same_batch.mean():.2f} (mixed: {scores.mixed.mean():.2f})"
     if column == columns.label and scores.labels is not None:
-        return f"ARI {scores.labels.ari:.2f}, silhouette {scores.labels.silhouette:.2f}"
+        return f"k-means ARI {scores.labels.ari:.2f}, silhouette {scores.labels.silhouette:.2f}"
     return ""
 
 
