@@ -236,11 +236,13 @@ def batches(surprise: NDArray[np.floating], codes: Codes, names: Sequence[str]) 
         if members.sum() >= MIN_CELLS:
             excess[name] = float(np.divide(*surprise[members].mean(axis=0)))
     bad = [f"{name} ({excess[name]:+.1%})" for name in sorted(excess, key=lambda n: -excess[n]) if excess[name] > 0.02]
+    title = "A batch is fitted badly" if len(bad) == 1 else f"{len(bad)} of {len(names)} batches are fitted badly"
+    title = title if len(names) > 1 else "The counts are fitted badly"
     if not bad:  # -0.06 to 0.005 in good fits, 0.04 for a batch of shuffled counts
         return []
     return [
         Finding(
-            "A batch is fitted badly" if len(names) > 1 else "The counts are fitted badly",
+            title,
             "Real counts are less likely, in nats, than counts that the model simulates for the same cells: "
             f"{_listed(bad)}.",
             "Check the quality of these cells (ambient RNA, doublets, damaged cells) and how they were processed. If "

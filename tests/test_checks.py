@@ -188,5 +188,10 @@ class TestBatches:
         assert finding.title == "A batch is fitted badly"
         assert finding.found.endswith("for the same cells: b (+6.0%).")
 
+    def test_several_batches_are_counted_and_the_worst_comes_first(self):
+        (finding,) = self.found(30, 60, 0)
+        assert finding.title == "2 of 3 batches are fitted badly"
+        assert finding.found.endswith("b (+6.0%), a (+3.0%).")
+
     def test_batches_of_few_cells_are_not_judged(self):
         assert self.found(0, 0, 500) == []
