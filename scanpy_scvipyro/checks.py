@@ -200,11 +200,11 @@ def genes(real: CountStatistics, simulated: CountStatistics, names: Sequence[str
     ratio = np.log2((real.mean + tiny) / (simulated.mean + tiny))
     error = np.sqrt((real.variance + simulated.variance) / n_cells) + tiny
     spread = np.log2((real.variance + tiny) / (simulated.variance + tiny))
-    # How far each is beyond its threshold. Good fits: zeros differ by up to 0.16, the mean by up to 0.7 doublings where
+    # How far each is beyond its threshold. Good fits: zeros differ by up to 0.21, the mean by up to 0.7 doublings where
     # it is known well, and genes with a count per cell have at least a quarter of the variance.
     is_known = np.abs(real.mean - simulated.mean) > 5 * error
     bad = np.stack(
-        [np.abs(zeros) / 0.2, np.where(is_known, np.abs(ratio) / 0.75, 0), np.where(real.mean >= 1, -spread / 3, 0)]
+        [np.abs(zeros) / 0.25, np.where(is_known, np.abs(ratio) / 0.75, 0), np.where(real.mean >= 1, -spread / 3, 0)]
     )
     worst = [int(gene) for gene in np.argsort(-bad.max(axis=0), kind="stable") if bad[:, gene].max() > 1]
     if not worst:
