@@ -119,8 +119,8 @@ def global_state():
     }
 
 
-def test_recipe_warms_the_kl_divergence_up_over_the_first_third_by_default():
-    assert training.recipe(1000, **SETTINGS | {"max_epochs": 30}).n_epochs_kl_warmup == 10
+def test_recipe_warms_the_kl_divergence_up_over_the_first_eighth_by_default():
+    assert training.recipe(1000, **SETTINGS | {"max_epochs": 32}).n_epochs_kl_warmup == 4
     assert training.recipe(1000, **SETTINGS | {"n_epochs_kl_warmup": 0}).n_epochs_kl_warmup == 0
 
 
@@ -131,7 +131,16 @@ def test_recipe_chooses_epochs_by_default():
 
 @pytest.mark.parametrize("n_cells", [2, 1_000, 100_000, 10_000_000])
 def test_default_epochs_are_usable_for_any_number_of_cells(n_cells):
-    assert 1 <= training.default_max_epochs(n_cells) <= training.default_max_epochs(2)
+    assert 10 <= training.default_max_epochs(n_cells) <= 400
+
+
+def test_more_cells_take_fewer_epochs_and_more_steps():
+    n_cells = np.unique(np.geomspace(100, 1e7, 300).astype(int))
+    epochs = np.array([training.default_max_epochs(n) for n in n_cells])
+    assert (np.diff(epochs) <= 0).all()
+    assert (np.diff(epochs[::20] * n_cells[::20]) >= 0).all()
+    assert (epochs[n_cells <= 150] == 400).all()
+    assert epochs[-1] == 10
 
 
 def test_early_stopping_without_validation_cells_is_refused():

@@ -134,8 +134,8 @@ def scvi_pyro(
     module
         Your subclass of :class:`~scanpy_scvipyro.model.SCVI`, to change the model itself.
     max_epochs
-        Passes over the training cells. By default 60 from 1,000 to 20,000 cells, more for fewer cells (up to 400), and
-        fewer for more (down to 10).
+        Passes over the training cells. By default 60 for 1,000 cells, 40 for 5,000, 19 for 100,000, at least 10; more
+        for fewer than 1,000 cells, up to 400.
     batch_size
         Cells per minibatch, at least 2.
     train_size
@@ -143,7 +143,7 @@ def scvi_pyro(
     learning_rate
         Peak of the one-cycle learning rate of Adam.
     n_epochs_kl_warmup
-        Epochs over which the weight of the KL divergence rises linearly to 1; by default the first third.
+        Epochs over which the weight of the KL divergence rises linearly to 1; by default the first eighth.
     early_stopping
         Stop when the validation ELBO has not risen for ``early_stopping_patience`` epochs, and use the best weights.
     early_stopping_patience
