@@ -142,7 +142,7 @@ class TestGenes:
     @pytest.mark.parametrize(
         ("bad", "words"),
         [
-            (lambda column, rng: np.where(rng.random(len(column)) < 0.5, 0, 2 * column.mean()), "share of zeros"),
+            (lambda column, rng: np.where(rng.random(len(column)) < 0.7, 0, 3 * column.mean()), "share of zeros"),
             (lambda column, rng: 4 * column, "mean"),
             (lambda column, rng: np.full_like(column, 3), "variance 0, expected"),
         ],
