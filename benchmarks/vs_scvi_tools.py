@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 import _common
+import numpy as np
 import pandas as pd
+import torch
 import typer
+from pytorch_lightning import Callback, LightningModule, Trainer
 
 import scanpy_scvipyro as scvip
+from scanpy_scvipyro import data, posterior
 
 
 def main(
@@ -25,8 +29,13 @@ def main(
 
     A tenth of the cells is held out from both. Times are wall-clock times of the training call alone: for scvi-tools
     SCVI.train(), for scanpy_scvipyro the whole of tl.scvi_pyro but the imputed layer, so including checks and codes.
+    "Seconds to peer" is when the held-out ELBO, looked at after each epoch off the clock, first reached the final one
+    of scvi-tools. Both have trained for an epoch before the clock starts, which imports what they need.
     """
     _common.quiet()
+    warm_up = _common.load("plates")
+    ours(warm_up, warm_up[:100].copy(), 0, max_epochs=1)
+    peer(warm_up, warm_up[:100].copy(), 0, "X_peer", max_epochs=1)
     rows = []
     for name in sets.split(","):
         train, test = _common.hold_out(_common.load(name))
@@ -34,9 +43,10 @@ def main(
         add_harmony(train)
         keys = {"X_pca": "PCA", "X_harmony": "Harmony"}
         for seed in range(seeds):
-            measured = {"scanpy_scvipyro": ours(train, test, seed)}
-            n_epochs = len(train.uns["scvi_pyro"]["history"])
-            measured["scvi-tools"] = peer(train, test, seed, "X_peer")
+            *measured_ours, curve = ours(train, test, seed)
+            n_epochs = len(curve)
+            measured = {"scanpy_scvipyro": measured_ours, "scvi-tools": peer(train, test, seed, "X_peer")}
+            reached = [seconds for seconds, elbo in curve if elbo >= measured["scvi-tools"][1]]
             keys |= {"X_scvi_pyro": "scanpy_scvipyro", "X_peer": "scvi-tools"}
             if peer_with_our_schedule:
                 method = f"scvi-tools, {n_epochs} epochs"
@@ -46,8 +56,9 @@ def main(
                 keys["X_short"] = method
             for key, scores in _common.scib(train, list(keys)).iterrows():
                 seconds, elbo = measured.get(keys[key], (float("nan"), float("nan")))
-                row = {"data": name, "method": keys[key], "seed": seed, "seconds": seconds, "held-out ELBO": elbo}
-                rows.append(row | scores.to_dict())
+                row = {"data": name, "method": keys[key], "seed": seed, "seconds": seconds}
+                row["seconds to peer"] = min(reached, default=np.nan) if keys[key] == "scanpy_scvipyro" else np.nan
+                rows.append(row | {"held-out ELBO": elbo} | scores.to_dict())
                 print(rows[-1], flush=True)
     table = pd.DataFrame(rows).groupby(["data", "method"], sort=False).median().drop(columns="seed").reset_index()
     peer_seconds = table["data"].map(table[table["method"] == "scvi-tools"].set_index("data")["seconds"])
@@ -55,11 +66,36 @@ def main(
     _common.report(table, "vs_scvi_tools", output, decimals=3)
 
 
-def ours(train: _common.sc.AnnData, test: _common.sc.AnnData, seed: int) -> tuple[float, float]:
+class HeldOut(Callback):
+    """Held-out ELBO after each epoch, one sample per cell, by the time that training has taken without it."""
+
+    def __init__(self, train: _common.sc.AnnData, test: _common.sc.AnnData) -> None:
+        spec = data.describe(train, data.DataSpec(batch_key="batch"), np.ones(train.n_vars, dtype=bool))
+        self.cells = data.load(test, spec)
+        self.curve: list[tuple[float, float]] = []
+        self.off_the_clock, self.start = 0.0, time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        now = time.perf_counter()
+        pl_module.module.eval()
+        with torch.random.fork_rng(), torch.inference_mode():
+            terms = [posterior.elbo_terms(pl_module.module, cells) for _, cells in self.cells.chunks()]
+        pl_module.module.train()
+        elbo = torch.cat([reconstruction - kl for reconstruction, kl in terms]).mean().item()
+        self.curve.append((now - self.start - self.off_the_clock, elbo))
+        self.off_the_clock += time.perf_counter() - now
+
+
+def ours(
+    train: _common.sc.AnnData, test: _common.sc.AnnData, seed: int, **options: object
+) -> tuple[float, float, list[tuple[float, float]]]:
     """Train with the defaults."""
-    start = time.perf_counter()
-    scvip.tl.scvi_pyro(train, batch_key="batch", random_state=seed, impute=False, progress_bar=False)
-    return time.perf_counter() - start, _common.our_elbo(train, test)
+    held_out = HeldOut(train, test)
+    held_out.start = start = time.perf_counter()
+    fixed = {"impute": False, "progress_bar": False, "callbacks": [held_out]}
+    scvip.tl.scvi_pyro(train, batch_key="batch", random_state=seed, **fixed, **options)
+    seconds = time.perf_counter() - start - held_out.off_the_clock
+    return seconds, _common.our_elbo(train, test), held_out.curve
 
 
 def peer(
