@@ -59,7 +59,7 @@ nb_execution_mode = "force"
 nb_execution_excludepatterns = ["tutorials/*"]
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
-nb_execution_timeout = 300
+nb_execution_timeout = 1200  # of a cell that takes seconds: builds share machines with heavier work
 nb_merge_streams = True
 nb_output_stderr = "remove-warn"
 
