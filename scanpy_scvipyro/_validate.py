@@ -162,8 +162,8 @@ def counts(adata: AnnData, layer: str | None, genes: NDArray[np.bool_] | NDArray
     if len(empty):
         scope = "" if everything else " in the selected genes"
         msg = (
-            f"{len(empty)} cells have no counts{scope} in {where}, the first is {adata.obs_names[empty[0]]!r}; "
-            "remove them, for example with sc.pp.filter_cells(adata, min_counts=1)"
+            f"{len(empty)} of {adata.n_obs} cells have no counts{scope} in {where}, the first is "
+            f"{adata.obs_names[empty[0]]!r}; remove them, for example with sc.pp.filter_cells(adata, min_counts=1)"
             + (", or select more genes." if scope else ".")
         )
         raise ValueError(msg)

@@ -214,7 +214,8 @@ def fit(
     with _quiet_lightning(), local_params, pyro.validation_enabled(is_validate=False):
         trainer = pl.Trainer(
             max_epochs=recipe.max_epochs,
-            accelerator=accelerator,
+            # Apple's GPUs lack the sparse operations of minibatches.
+            accelerator=("cuda" if torch.cuda.is_available() else "cpu") if accelerator == "auto" else accelerator,
             devices=devices,
             precision=precision,
             logger=logger,
