@@ -119,8 +119,8 @@ def global_state():
     }
 
 
-def test_recipe_warms_the_kl_divergence_up_over_the_first_eighth_by_default():
-    assert training.recipe(1000, **SETTINGS | {"max_epochs": 32}).n_epochs_kl_warmup == 4
+def test_recipe_warms_the_kl_divergence_up_over_the_first_third_by_default():
+    assert training.recipe(1000, **SETTINGS | {"max_epochs": 30}).n_epochs_kl_warmup == 10
     assert training.recipe(1000, **SETTINGS | {"n_epochs_kl_warmup": 0}).n_epochs_kl_warmup == 0
 
 

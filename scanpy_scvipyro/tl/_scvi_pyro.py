@@ -134,8 +134,8 @@ def scvi_pyro(
     module
         Your subclass of :class:`~scanpy_scvipyro.model.SCVI`, to change the model itself.
     max_epochs
-        Passes over the training cells. By default 60 for 1,000 cells, 40 for 5,000, 19 for 100,000, at least 10; more
-        for fewer than 1,000 cells, up to 400.
+        Passes over the training cells. By default 60 up to 2,000 cells, 48 for 5,000, 23 for 100,000, at least 10; more
+        for less than 1,000 cells, up to 400.
     batch_size
         Cells per minibatch, at least 2.
     train_size
@@ -143,7 +143,7 @@ def scvi_pyro(
     learning_rate
         Peak of the one-cycle learning rate of Adam.
     n_epochs_kl_warmup
-        Epochs over which the weight of the KL divergence rises linearly to 1; by default the first eighth.
+        Epochs over which the weight of the KL divergence rises linearly to 1; by default the first third.
     early_stopping
         Stop when the validation ELBO has not risen for ``early_stopping_patience`` epochs, and use the best weights.
     early_stopping_patience
