@@ -217,3 +217,15 @@ def test_normalization_is_that_of_each_network(normalization, layer):
     found = [m for m in module.encoder.modules() if isinstance(m, torch.nn.BatchNorm1d | torch.nn.LayerNorm)]
     assert [type(m) for m in found] == ([layer] if layer else [])
     assert not [m for m in module.decoder.modules() if isinstance(m, torch.nn.BatchNorm1d | torch.nn.LayerNorm)]
+
+
+def test_latent_codes_hardly_matter_before_training(cell_data):
+    z, cells = torch.randn(12, 10), cell_data.cells(torch.zeros(12, dtype=torch.int64))
+    module = untrained().eval()
+
+    def spread():
+        return module.decode(z, cells)[0].std(dim=0).mean().item()
+
+    before = spread()
+    module.start_from(*cell_data.log_frequencies(), cell_data.log_library_size(), batch_offset=0.5)
+    assert spread() < before / 5
