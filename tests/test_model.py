@@ -229,3 +229,9 @@ def test_latent_codes_hardly_matter_before_training(cell_data):
     before = spread()
     module.start_from(*cell_data.log_frequencies(), cell_data.log_library_size(), batch_offset=0.5)
     assert spread() < before / 5
+
+
+def test_running_statistics_of_batch_normalization_move_slowly():
+    normalization = next(m for m in untrained().modules() if isinstance(m, torch.nn.BatchNorm1d))
+    normalization.train()(torch.full((10, 128), 5.0))
+    torch.testing.assert_close(normalization.running_mean, torch.full((128,), 0.05))
