@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pyro import poutine
 from torch.distributions import Normal, kl_divergence
 
 from scanpy_scvipyro import data, posterior
@@ -235,3 +236,10 @@ def test_running_statistics_of_batch_normalization_move_slowly():
     normalization = next(m for m in untrained().modules() if isinstance(m, torch.nn.BatchNorm1d))
     normalization.train()(torch.full((10, 128), 5.0))
     torch.testing.assert_close(normalization.running_mean, torch.full((128,), 0.05))
+
+
+def test_a_latent_library_size_scales_the_expected_counts(cells):
+    module = untrained(library="latent").eval()
+    drawn = {"z": torch.zeros(12, 10), "library_size": torch.linspace(10, 5000, 12)[:, None]}
+    trace = poutine.trace(poutine.condition(module.model, data=drawn)).get_trace(cells)
+    torch.testing.assert_close(trace.nodes["x"]["fn"].mean.sum(-1, keepdim=True), drawn["library_size"])

@@ -135,7 +135,7 @@ def scvi_pyro(
         Your subclass of :class:`~scanpy_scvipyro.model.SCVI`, to change the model itself.
     max_epochs
         Passes over the training cells. By default 60 up to 2,000 cells, 48 for 5,000, 23 for 100,000, at least 10; more
-        for less than 1,000 cells, up to 400.
+        for less than 1,000 cells: 110 for 300.
     batch_size
         Cells per minibatch, at least 2.
     train_size
@@ -234,6 +234,7 @@ def scvi_pyro(
     }
     _validate.check_adata(adata)
     _validate.check_arguments(model_options | training_options | {"batch_offset": batch_offset})
+    _validate.check_key_added(key_added)
     if dispersion == "gene-label" and labels_key is None:
         raise ValueError("dispersion='gene-label' needs labels; pass labels_key=, a column of adata.obs.")
     if library == "latent" and size_factor_key is not None:
