@@ -101,7 +101,10 @@ def check_arguments(arguments: dict[str, object]) -> None:
 def check_adata(adata: object, *, min_cells: int = 2) -> None:
     """Refuse what is not an AnnData in memory with some cells, two of them to fit a model, and at least one gene."""
     if not isinstance(adata, AnnData):
-        msg = f"adata is a {type(adata).__name__}, not an AnnData; wrap a count matrix as anndata.AnnData(counts)."
+        msg = (
+            f"adata is a {type(adata).__name__}, not an AnnData; wrap a count matrix as anndata.AnnData(counts), read "
+            "a file with scanpy.read_h5ad(path)."
+        )
         raise TypeError(msg)
     if adata.isbacked:
         raise ValueError("adata is backed by a file on disk; read it into memory first: adata = adata.to_memory().")
@@ -110,6 +113,12 @@ def check_adata(adata: object, *, min_cells: int = 2) -> None:
         raise ValueError(f"adata has {adata.n_obs} cells; at least {needed}.")
     if adata.n_vars < 1:
         raise ValueError("adata has no genes; pass the counts of at least one.")
+
+
+def check_key_added(key_added: object) -> None:
+    """Refuse names of results that cannot be written to a file."""
+    if not isinstance(key_added, str) or not key_added or "/" in key_added:
+        raise ValueError(f"key_added={key_added!r} was passed; pass a name without '/', which files cannot store.")
 
 
 def gene_mask(adata: AnnData, mask_var: NDArray[np.bool_] | str | None) -> NDArray[np.bool_]:
@@ -123,11 +132,20 @@ def gene_mask(adata: AnnData, mask_var: NDArray[np.bool_] | str | None) -> NDArr
     else:
         mask = np.asarray(mask_var)
     if mask.dtype != bool:
-        raise ValueError(f"mask_var holds values of type {mask.dtype}; pass True for each gene to model, else False.")
+        msg = (
+            f"mask_var holds values of type {mask.dtype}; pass True for each gene to model, else False. A list of "
+            "names becomes that by adata.var_names.isin(names)."
+        )
+        raise ValueError(msg)
     if mask.shape != (adata.n_vars,):
         raise ValueError(f"mask_var has shape {mask.shape}; adata has {adata.n_vars} genes, pass one value for each.")
     if not mask.any():
         raise ValueError("mask_var selects no genes; select at least one.")
+    if not mask.all() and not adata.var_names.is_unique:
+        raise ValueError(
+            "adata.var_names has duplicates, so the genes of mask_var could not be found again by name; call "
+            "adata.var_names_make_unique() before training."
+        )
     return mask
 
 
@@ -135,11 +153,12 @@ def counts(adata: AnnData, layer: str | None, genes: NDArray[np.bool_] | NDArray
     """Check the counts of the selected genes and read them as canonical CSR in float32; the user's stay as they are."""
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     if layer is not None and layer not in adata.layers:
-        raise KeyError(f"layer={layer!r} is not in adata.layers. {did_you_mean(layer, filter(None, adata.layers))}")
+        there = did_you_mean(layer, filter(None, adata.layers))
+        raise KeyError(f"layer={layer!r} is not in adata.layers. {there} {_where_counts_may_be(adata, where)}")
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
         raise ValueError(
-            f"adata.X is empty; pass layer=, the name of the layer with counts. {_where_counts_may_be(adata)}"
+            f"adata.X is empty; pass layer=, the name of the layer with counts. {_where_counts_may_be(adata, where)}"
         )
     if not (sparse.issparse(matrix) or isinstance(matrix, np.ndarray)):
         msg = f"{where} is a {type(matrix).__name__}; pass a numpy array or a scipy sparse matrix in memory."
@@ -181,7 +200,7 @@ def _check_values(csr: sparse.csr_array, where: str, adata: AnnData) -> None:
                 cell, gene = _position(csr, start + int(np.argmax(wrong)))
                 msg = (
                     f"{where} has {what}: {values[wrong][0]} in cell {adata.obs_names[cell]!r} (column {gene} of the "
-                    f"genes used); pass raw counts. {_where_counts_may_be(adata)}"
+                    f"genes used); pass raw counts. {_where_counts_may_be(adata, where)}"
                 )
                 raise ValueError(msg)
         if values.dtype.kind == "f":
@@ -189,7 +208,7 @@ def _check_values(csr: sparse.csr_array, where: str, adata: AnnData) -> None:
             if wrong.any():
                 msg = (
                     f"{where} has values that are not whole numbers, for example {values[wrong][0]:g}; it looks like "
-                    f"normalized data. The model needs raw counts. {_where_counts_may_be(adata)}"
+                    f"normalized data. The model needs raw counts. {_where_counts_may_be(adata, where)}"
                 )
                 raise ValueError(msg)
 
@@ -198,23 +217,30 @@ def _position(csr: sparse.csr_array, k: int) -> tuple[int, int]:
     return int(np.searchsorted(csr.indptr, k, side="right")) - 1, int(csr.indices[k])
 
 
-def _where_counts_may_be(adata: AnnData) -> str:
-    """Point to matrices whose first values are whole numbers."""
-    candidates = {"adata.X": adata.X} if adata.X is not None else {}
+def _where_counts_may_be(adata: AnnData, where: str) -> str:
+    """Point to matrices whose first values are whole numbers, other than the one that was refused."""
+    candidates = {"adata.X": (adata.X, "adata.X")}
     candidates |= {
-        f"layer={name!r}": matrix for name, matrix in adata.layers.items() if name
-    }  # anndata 0.13: None is X
+        f"adata.layers[{name!r}]": (matrix, f"layer={name!r}")
+        for name, matrix in adata.layers.items()
+        if name  # anndata 0.13: None is X
+    }
     if adata.raw is not None:
-        candidates["adata.raw.X (copy it into a layer)"] = adata.raw.X
-    found = []
-    for name, matrix in candidates.items():
-        values = matrix[:100]
-        values = values.data if sparse.issparse(values) else np.asarray(values).ravel()
-        if values.dtype.kind in "iufb" and len(values) and (values >= 0).all() and (values == np.rint(values)).all():
-            found.append(name)
+        copied = "adata.raw (take them by adata.layers['counts'] = adata.raw[:, adata.var_names].X)"
+        candidates["adata.raw"] = (adata.raw.X, copied)
+    candidates.pop(where, None)
+    found = [name for matrix, name in candidates.values() if matrix is not None and _is_whole(matrix[:100])]
     if found:
-        return f"Whole numbers are in: {', '.join(found)}."
+        return (
+            f"Whole numbers are in: {', '.join(found)}. A trained model reads counts where they were in training, so "
+            f"if it was trained before, put them into {where}."
+        )
     return "Keep them before normalizing: adata.layers['counts'] = adata.X.copy(), then pass layer='counts'."
+
+
+def _is_whole(matrix: Any) -> bool:
+    values = matrix.data if sparse.issparse(matrix) else np.asarray(matrix).ravel()
+    return values.dtype.kind in "iufb" and len(values) > 0 and bool(((values >= 0) & (values == np.rint(values))).all())
 
 
 def obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:
@@ -248,6 +274,12 @@ def obs_codes(
     column = column.cat.remove_unused_categories()
     found = column.cat.categories.astype(str).to_numpy(dtype=str)
     if categories is None:
+        if len(found) > adata.n_obs / 2 >= 10:  # barcodes, or a measurement
+            msg = (
+                f"{argument}={key!r} has {len(found)} different values for {adata.n_obs} cells; pass a column that "
+                "groups cells. Measurements belong into continuous_covariate_keys=."
+            )
+            raise ValueError(msg)
         return column.cat.codes.to_numpy(np.int64), found
     unknown = [name for name in found.tolist() if name not in set(categories)]
     if unknown:
@@ -267,7 +299,10 @@ def obs_numbers(adata: AnnData, keys: Sequence[str], argument: str, *, positive:
     for i, key in enumerate(keys):
         column = obs_column(adata, key, argument)
         if not pd.api.types.is_numeric_dtype(column):
-            msg = f"{argument}={key!r} holds values of type {column.dtype}; it must be numeric."
+            msg = (
+                f"{argument}={key!r} holds values of type {column.dtype}; it must be numeric. Convert numbers by "
+                f"adata.obs[{key!r}].astype(float); names of groups belong into categorical_covariate_keys=."
+            )
             raise ValueError(msg)
         values[:, i] = column.to_numpy(np.float32)
         if not np.isfinite(values[:, i]).all() or (positive and (values[:, i] <= 0).any()):

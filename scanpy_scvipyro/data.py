@@ -51,6 +51,12 @@ class DataSpec:
         """Where the modelled genes stand in ``adata.var``, found by name and in any order."""
         if np.array_equal(adata.var_names, self.genes):
             return np.arange(adata.n_vars)
+        if len(np.unique(self.genes)) < len(self.genes):
+            msg = (
+                "the model was trained on genes with duplicate names, and the genes of adata are others or in another "
+                "order, so they cannot be told apart; call adata.var_names_make_unique() and train again."
+            )
+            raise ValueError(msg)
         missing = np.setdiff1d(self.genes, adata.var_names)
         if len(missing):
             msg = (

@@ -112,6 +112,7 @@ def from_scvi_tools(
     from scanpy_scvipyro.tl._write import write_results
 
     _validate.check_adata(adata)
+    _validate.check_key_added(key_added)
     if impute:
         _validate.check_memory(4 * adata.n_obs * adata.n_vars, "the imputed layer", "pass impute=False.")
     converted = convert(model)

@@ -166,6 +166,16 @@ def test_duplicate_gene_names_of_another_anndata_are_refused(small):
         data.load(twice, spec)
 
 
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
+def test_genes_that_a_model_cannot_tell_apart_are_refused_once_they_are_renamed(small):
+    small.var_names = [*small.var_names[:-1], small.var_names[0]]
+    spec = data.describe(small, data.DataSpec(), np.ones(small.n_vars, dtype=bool))
+    data.load(small, spec)
+    small.var_names_make_unique()
+    with pytest.raises(ValueError, match=r"trained on genes with duplicate names.*train again"):
+        data.load(small, spec)
+
+
 def test_chunks_cover_all_cells_in_order(small):
     cell_data = load(small)
     for rows in (None, torch.tensor([4, 2, 60])):

@@ -182,6 +182,7 @@ def test_a_model_without_batches_and_labels_is_reported_too(small, train_quickly
     ("arguments", "error", "message"),
     [
         ({"path": "nowhere/report.html"}, FileNotFoundError, "in a directory that does not exist"),
+        ({"path": "."}, IsADirectoryError, "path='.' is a directory; name a file in it"),
         ({"key": "scvi"}, KeyError, "key='scvi' is not in adata.uns"),
         ({"labels_key": "celltype"}, KeyError, "Did you mean 'cell_type'"),
         ({"max_cells": 1}, ValueError, "max_cells=1 was passed"),

@@ -1,5 +1,7 @@
 """Refusals: what was wrong, what was found, and what to do."""
 
+import re
+
 import anndata as ad
 import h5py
 import numpy as np
@@ -116,7 +118,7 @@ def test_unknown_argument_is_refused_with_the_nearest():
 
 @pytest.mark.parametrize("what", [np.ones((3, 2)), pd.DataFrame(np.ones((3, 2))), "counts.h5ad", None])
 def test_other_than_anndata_is_refused(what):
-    with pytest.raises(TypeError, match=rf"adata is a {type(what).__name__}, not an AnnData; wrap"):
+    with pytest.raises(TypeError, match=rf"adata is a {type(what).__name__}, not an AnnData; wrap.*read_h5ad"):
         _validate.check_adata(what)
 
 
@@ -126,6 +128,13 @@ def test_backed_anndata_is_refused(adata, tmp_path):
     with pytest.raises(ValueError, match=r"backed by a file on disk.*adata\.to_memory\(\)"):
         _validate.check_adata(backed)
     backed.file.close()
+
+
+@pytest.mark.parametrize("name", [None, "", "a/b", 1])
+def test_names_of_results_that_files_cannot_store_are_refused(name):
+    _validate.check_key_added("scvi pyro")
+    with pytest.raises(ValueError, match=rf"key_added={name!r} was passed; pass a name without '/'"):
+        _validate.check_key_added(name)
 
 
 @pytest.mark.parametrize("n_cells", [0, 1])
@@ -167,8 +176,33 @@ def test_refusal_points_to_the_layer_and_raw_with_counts(adata):
     adata.layers["scaled"] = adata.X * 0.3
     adata.raw = adata
     adata.X = adata.X * 0.5
-    with pytest.raises(ValueError, match=r"Whole numbers are in: layer='umi', adata\.raw\.X \(copy it"):
+    with pytest.raises(
+        ValueError, match=r"Whole numbers are in: layer='umi', adata\.raw \(take.* put them into adata\.X"
+    ):
         read_counts(adata)
+
+
+def test_the_advice_on_counts_in_raw_works_where_raw_has_more_genes(adata):
+    raw, kept = adata, adata[:, ["g2", "g0"]].copy()
+    kept.raw = raw
+    kept.X = kept.X * 0.5
+    with pytest.raises(ValueError, match=r"normalized data") as refused:
+        read_counts(kept)
+    exec(re.search(r"take them by (.*\.X)\)", str(refused.value))[1], {"adata": kept})
+    np.testing.assert_array_equal(read_counts(kept, "counts").toarray(), raw.X.toarray()[:, [2, 0]])
+
+
+def test_refusal_does_not_point_to_what_was_refused():
+    counts = np.ones((200, 2), dtype=np.float32)
+    counts[150, 0] = -1
+    with pytest.raises(ValueError, match=r"adata\.X has negative values") as refused:
+        read_counts(ad.AnnData(counts))
+    assert "Whole numbers" not in str(refused.value)
+
+
+def test_missing_layer_is_refused_with_where_counts_may_be(adata):
+    with pytest.raises(KeyError, match=r"layer='counts' .*There is: nothing\. Whole numbers are in: adata\.X\."):
+        read_counts(adata, layer="counts")
 
 
 def test_refusal_says_how_to_keep_counts_where_there_are_none(adata):
@@ -242,7 +276,7 @@ def test_mask_selects_genes_by_column_or_array(adata):
     ("mask", "message"),
     [
         ([1, 0, 1], r"values of type int64; pass True for each gene"),
-        (["g0", "g1"], r"values of type <U2; pass True"),
+        (["g0", "g1"], r"values of type <U2; pass True.*adata\.var_names\.isin\(names\)"),
         ([True, False], r"shape \(2,\); adata has 3 genes"),
         ([[True, False, True]], r"shape \(1, 3\); adata has 3 genes"),
         ([False] * 3, r"selects no genes; select at least one"),
@@ -253,6 +287,14 @@ def test_wrong_mask_is_refused(adata, mask, message):
     adata.var["score"] = 0.5
     with pytest.raises(ValueError, match=rf"mask_var .*{message}"):
         _validate.gene_mask(adata, mask)
+
+
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
+def test_mask_of_genes_that_cannot_be_found_by_name_is_refused(adata):
+    adata.var_names = ["g0", "g0", "g2"]
+    assert _validate.gene_mask(adata, [True] * 3).all()
+    with pytest.raises(ValueError, match=r"adata\.var_names has duplicates.*var_names_make_unique\(\) before training"):
+        _validate.gene_mask(adata, [False, True, True])
 
 
 def test_missing_mask_column_is_refused_with_the_nearest(adata):
@@ -287,6 +329,19 @@ def test_numbers_and_booleans_serve_as_categories(adata, values, names):
     assert (codes.tolist(), categories.tolist()) == ([1, 0, 1], names)
 
 
+@pytest.mark.parametrize("n_cells", [20, 100])
+def test_a_column_that_groups_no_cells_is_refused(n_cells):
+    adata = ad.AnnData(np.ones((n_cells, 2), dtype=np.float32))
+    n_pairs = n_cells // 2
+    adata.obs["pair"] = np.arange(n_cells) % n_pairs
+    assert len(_validate.obs_codes(adata, "pair", "batch_key")[1]) == n_pairs
+    adata.obs["measured"] = np.arange(n_cells) % (n_pairs + 1) / 7
+    with pytest.raises(
+        ValueError, match=rf"batch_key='measured' has {n_pairs + 1} different values for {n_cells} cells"
+    ):
+        _validate.obs_codes(adata, "measured", "batch_key")
+
+
 def test_unused_categories_get_no_code(adata):
     adata.obs["sample"] = pd.Categorical(["c", "b", "c"], categories=["a", "b", "c", "d"])
     codes, categories = _validate.obs_codes(adata, "sample", "batch_key")
@@ -313,7 +368,7 @@ def test_numbers_are_read_column_by_column(adata):
 @pytest.mark.parametrize(
     ("column", "positive", "message"),
     [
-        (["a", "b", "c"], False, "holds values of type .*; it must be numeric"),
+        (["a", "b", "c"], False, "holds values of type .*; it must be numeric.*categorical_covariate_keys="),
         ([1.0, np.inf, 1.0], False, "has values that are not finite; correct them"),
         ([1.0, 0.0, 1.0], True, "has values that are not positive and finite; correct them"),
     ],

@@ -79,6 +79,8 @@ def report(
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path={str(path)!r} is in a directory that does not exist; create it first.")
+    if path.is_dir():
+        raise IsADirectoryError(f"path={str(path)!r} is a directory; name a file in it, such as 'report.html'.")
 
     from scanpy_scvipyro.pl import _integration, _report_content, _report_page
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -161,8 +162,8 @@ def _quantiles(statistic: str | float | Sequence[float], n_samples: int) -> list
         return []
     if isinstance(statistic, str) and statistic != "median":
         raise ValueError(f"statistic={statistic!r} is not a choice; pass 'mean', 'median', or quantiles such as 0.95.")
-    quantiles = [0.5] if statistic == "median" else [float(q) for q in np.atleast_1d(statistic)]
-    if not quantiles or not all(0 <= quantile <= 1 for quantile in quantiles):
+    quantiles = [0.5] if statistic == "median" else np.atleast_1d(statistic).tolist()
+    if not quantiles or not all(isinstance(quantile, Real) and 0 <= quantile <= 1 for quantile in quantiles):
         raise ValueError(f"statistic={statistic!r} was passed; quantiles are numbers from 0 to 1.")
     if n_samples == 1:
         raise ValueError(f"statistic={statistic!r} needs samples of the posterior; pass n_samples=, for example 100.")
@@ -188,7 +189,7 @@ def _check_library_size(library_size: str | float, library: str) -> None:
         if library_size == "latent" and library != "latent":
             msg = "library_size='latent', but the model takes library sizes as observed; pass 'observed' or a number."
             raise ValueError(msg)
-    elif not 0 < library_size < np.inf:
+    elif not isinstance(library_size, Real) or not 0 < library_size < np.inf:
         raise ValueError(f"library_size={library_size!r} was passed; pass a positive number.")
 
 
