@@ -163,7 +163,7 @@ def _quantiles(statistic: str | float | Sequence[float], n_samples: int) -> list
     if isinstance(statistic, str) and statistic != "median":
         raise ValueError(f"statistic={statistic!r} is not a choice; pass 'mean', 'median', or quantiles such as 0.95.")
     quantiles = [0.5] if statistic == "median" else np.atleast_1d(statistic).tolist()
-    if not quantiles or not all(isinstance(quantile, Real) and 0 <= quantile <= 1 for quantile in quantiles):
+    if not quantiles or not all(isinstance(quantile, float | int) and 0 <= quantile <= 1 for quantile in quantiles):
         raise ValueError(f"statistic={statistic!r} was passed; quantiles are numbers from 0 to 1.")
     if n_samples == 1:
         raise ValueError(f"statistic={statistic!r} needs samples of the posterior; pass n_samples=, for example 100.")
