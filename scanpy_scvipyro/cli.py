@@ -118,7 +118,7 @@ def _print_scores(scores: dict[str, _demo.Scores], *, n_cells: int, n_genes: int
     )
     table.add_row("ARI with the cell lines (best: 1)", f"{before.ari:.3f}", f"{after.ari:.3f}")
     table.add_row("NMI with the cell lines (best: 1)", f"{before.nmi:.3f}", f"{after.nmi:.3f}")
-    table.add_row("neighbours of the same protocol (0.50)", f"{before.same_batch:.2f}", f"{after.same_batch:.2f}")
+    table.add_row("neighbours of own protocol (mixed: 0.50)", f"{before.same_batch:.2f}", f"{after.same_batch:.2f}")
     Console().print(table)
 
 
