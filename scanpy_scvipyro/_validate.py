@@ -274,6 +274,11 @@ def obs_codes(
     column = column.cat.remove_unused_categories()
     found = column.cat.categories.astype(str).to_numpy(dtype=str)
     if categories is None:
+        if "/" in key:
+            raise ValueError(
+                f"{argument}={key!r} has a '/', with which files cannot store the model; rename the column: "
+                f"adata.obs = adata.obs.rename(columns={{{key!r}: {key.replace('/', '_')!r}}})."
+            )
         if len(found) > adata.n_obs / 2 >= 10:  # barcodes, or a measurement
             msg = (
                 f"{argument}={key!r} has {len(found)} different values for {adata.n_obs} cells; pass a column that "

@@ -329,6 +329,14 @@ def test_numbers_and_booleans_serve_as_categories(adata, values, names):
     assert (codes.tolist(), categories.tolist()) == ([1, 0, 1], names)
 
 
+def test_a_column_that_files_cannot_store_is_refused_with_another_name(adata):
+    adata.obs["donor/plate"] = adata.obs["sample"]
+    with pytest.raises(ValueError, match=r"batch_key='donor/plate' has a '/'") as refused:
+        _validate.obs_codes(adata, "donor/plate", "batch_key")
+    exec(re.search(r"rename the column: (.*)\.$", str(refused.value))[1], {"adata": adata})
+    assert _validate.obs_codes(adata, "donor_plate", "batch_key")[1].tolist() == ["a", "b"]
+
+
 @pytest.mark.parametrize("n_cells", [20, 100])
 def test_a_column_that_groups_no_cells_is_refused(n_cells):
     adata = ad.AnnData(np.ones((n_cells, 2), dtype=np.float32))
