@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from scanpy_scvipyro import __version__
+
 if TYPE_CHECKING:
     from scanpy_scvipyro import _demo
 
@@ -19,9 +21,19 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
-    """Hold the commands together, so that a single one, too, is called by its name."""
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Hold what is not of a single command."""
 
 
 @app.command()

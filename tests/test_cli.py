@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import version
 
 import anndata as ad
 import pytest
@@ -100,3 +101,8 @@ def test_help_explains_commands_and_options():
     text = re.sub(r"\x1b\[[0-9;]*m", "", runner.invoke(app, ["demo", "--help"]).output)
     for word in ("three cell lines", "--max-epochs", "--random-state", "cell_mixtures.png"):
         assert word in text
+
+
+def test_version_is_that_of_the_package():
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"{version('scanpy-scvipyro')}\n")
