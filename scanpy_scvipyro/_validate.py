@@ -231,10 +231,7 @@ def _where_counts_may_be(adata: AnnData, where: str) -> str:
     candidates.pop(where, None)
     found = [name for matrix, name in candidates.values() if matrix is not None and _is_whole(matrix[:100])]
     if found:
-        return (
-            f"Whole numbers are in: {', '.join(found)}. A trained model reads counts where they were in training, so "
-            f"if it was trained before, put them into {where}."
-        )
+        return f"Whole numbers are in: {', '.join(found)}. For a model that is trained already, put them into {where}."
     return "Keep them before normalizing: adata.layers['counts'] = adata.X.copy(), then pass layer='counts'."
 
 
