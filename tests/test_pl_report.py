@@ -13,6 +13,8 @@ import pytest
 from scipy import sparse
 
 import scanpy_scvipyro as scvip
+from scanpy_scvipyro import _select
+from scanpy_scvipyro.pl import _integration, _report_content, _report_page
 
 pytestmark = pytest.mark.usefixtures("no_windows")
 NASTY = "<script>alert('batch')</script> & co"
@@ -157,6 +159,22 @@ class TestPage:
         rows = [re.sub(r"<.*?>", " ", row).split() for row in re.findall(r"<tr><th scope=\"row\">.*?</tr>", page)]
         cells = {row[0]: row[1] for row in rows}
         assert (cells["celseq2_3cl"], cells["dropseq_3cl"]) == ("240", "210")
+
+
+def test_a_batch_of_which_no_cell_is_shown_shifts_no_other(trained_small):
+    trained_small.obs["sample"] = trained_small.obs["batch"].astype(str)
+    trained_small.obs.iloc[:2, trained_small.obs.columns.get_loc("sample")] = "0_rare"
+    columns = _integration.Columns("sample", None)
+    # A seed whose 60 of 90 cells leave out both rare ones.
+    seed = next(s for s in range(100) if _select.random_cells(90, 60, s)[0] > 1)
+    content = _report_content.gather(trained_small, "scvi_pyro", columns, 60, None, seed)
+    shown = content.cells.obs["sample"].astype(str).to_numpy()
+    assert "0_rare" not in shown
+    assert content.batches.loc["0_rare"].isna().tolist() == [False, False, True, True, True]
+    for name in np.unique(shown):
+        expected = content.scores["after"].same_batch[shown == name].mean()
+        assert content.batches.loc[name, "same-batch neighbours"] == pytest.approx(expected)
+    assert not [text for row in _report_page._batch_rows(content.batches) for text in row if "nan" in text]
 
 
 def test_reports_leave_the_data_unchanged(trained, unchanged, tmp_path):

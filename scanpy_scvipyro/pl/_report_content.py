@@ -124,11 +124,11 @@ def _batch_table(
     columns: Columns,
     after: Scores,
 ) -> pd.DataFrame:
-    """One row per batch; the last columns are those of the cells shown."""
+    """One row per batch; the last columns are those of the cells shown, and missing where none is."""
     by_batch = pd.Series(depth).groupby(codes)
     table = pd.DataFrame({"cells": by_batch.size(), "counts per cell (median)": by_batch.median()})
     if after.same_batch is not None and after.mixed is not None:
-        shown = _batches(cells, columns)[1]
+        shown = pd.Categorical(cells.obs[columns.batch], names).codes
         table["same-batch neighbours"] = pd.Series(after.same_batch).groupby(shown).mean()
         table["if mixed perfectly"] = pd.Series(after.mixed).groupby(shown).mean()
     sums = pd.DataFrame(surprise).groupby(codes[rows]).sum()

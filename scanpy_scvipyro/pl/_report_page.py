@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -147,5 +148,8 @@ def _score_rows(content: Content) -> list[list[str]]:
 
 def _batch_rows(batches: pd.DataFrame) -> list[list[str]]:
     formats = {"cells": "{:,.0f}", "counts per cell (median)": "{:,.0f}", "nats beyond expectation": "{:+.1%}"}
-    columns = [[formats.get(str(name), "{:.2f}").format(value) for value in batches[name]] for name in batches]
+    columns = [
+        ["-" if math.isnan(value) else formats.get(str(name), "{:.2f}").format(value) for value in batches[name]]
+        for name in batches
+    ]
     return [list(row) for row in zip(batches.index, *columns, strict=True)]
