@@ -83,10 +83,12 @@ def refuse_unknown_arguments(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def check_arguments(arguments: dict[str, object]) -> None:
-    """Refuse numbers out of range and unknown choices; None passes where a default is worked out later."""
+    """Refuse values out of range, unknown choices and bad names; None passes where a default is worked out later."""
     for name, value in arguments.items():
         if value is None:
             continue
+        if name == "key_added":
+            check_key_added(value)
         if name in _CHOICES and value not in _CHOICES[name]:
             raise ValueError(f"{name}={value!r} is not a choice. {did_you_mean(value, _CHOICES[name])}")
         if name in _BOUNDS:

@@ -46,7 +46,7 @@ class TestValues:
         expected = np.mean([hand.frequencies(z, batch) for batch in range(3)], axis=0)
         np.testing.assert_allclose(impute(trained_small, transform_batch="all", library_size=1), expected, rtol=1e-4)
 
-    def testwith_latent_library_size_is_the_posterior_mean(self, with_latent_library, by_hand):
+    def test_latent_library_size_is_the_posterior_mean(self, with_latent_library, by_hand):
         adata = with_latent_library.copy()
         hand = by_hand(adata)
         with torch.no_grad():

@@ -149,3 +149,11 @@ adata.write_h5ad({str(tmp_path / "asked.h5ad")!r})
     for query in QUERIES:
         ask(adata, query)
     unchanged(ad.read_h5ad(tmp_path / "asked.h5ad"), adata)
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_key_that_files_cannot_store_is_refused_before_any_work(trained_small, unchanged, query):
+    before = trained_small.copy()
+    with pytest.raises(ValueError, match=r"key_added='a/b' was passed; pass a name without '/'"):
+        ask(trained_small, query, key_added="a/b")
+    unchanged(trained_small, before)

@@ -110,7 +110,7 @@ def impute(
           shape=(1345,), dtype=float32)
     """
     _validate.check_adata(adata, min_cells=1)
-    _validate.check_arguments({"n_samples": n_samples, "random_state": random_state})
+    _validate.check_arguments({"n_samples": n_samples, "random_state": random_state, "key_added": key_added})
     quantiles = _quantiles(statistic, n_samples)
     suffixes = [f"q{quantile:g}" for quantile in quantiles] if len(quantiles) > 1 else [""]
     path = None if out is None else _free_path(out, key_added, copy=copy)

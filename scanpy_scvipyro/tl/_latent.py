@@ -75,7 +75,7 @@ def latent(
     (1345, 3, 10)
     """
     _validate.check_adata(adata, min_cells=1)
-    _validate.check_arguments({"n_samples": n_samples, "random_state": random_state})
+    _validate.check_arguments({"n_samples": n_samples, "random_state": random_state, "key_added": key_added})
 
     from scanpy_scvipyro import data, posterior, storage, training
 

@@ -85,7 +85,7 @@ def posterior_predictive(
     (1345, 1)
     """
     _validate.check_adata(adata, min_cells=1)
-    _validate.check_arguments({"random_state": random_state})
+    _validate.check_arguments({"random_state": random_state, "key_added": key_added})
     if not isinstance(transform_batch, str | None):
         raise TypeError(
             f"transform_batch={transform_batch!r} was passed; counts are simulated in one batch, pass a name."

@@ -155,6 +155,7 @@ def rank_genes_groups(
             "n_samples": n_samples,
             "n_genes": n_genes,
             "random_state": random_state,
+            "key_added": key_added,
         }
     )
     if mode not in {"change", "vanilla"}:

@@ -84,7 +84,7 @@ def score_cells(
     True
     """
     _validate.check_adata(adata, min_cells=1)
-    _validate.check_arguments({"n_samples": n_samples, "random_state": random_state})
+    _validate.check_arguments({"n_samples": n_samples, "random_state": random_state, "key_added": key_added})
 
     from scanpy_scvipyro import _progress, data, posterior, storage, training
 
