@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import scanpy as sc
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from scanpy_scvipyro import datasets, integration, pl, tl
+from scanpy_scvipyro.pl._integration import log_pca
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -36,11 +38,7 @@ def run(*, max_epochs: int | None, random_state: int) -> tuple[AnnData, dict[str
     tl.scvi_pyro(adata, batch_key="batch", max_epochs=max_epochs, random_state=random_state)
     seconds = time.perf_counter() - start
 
-    log_counts = adata.copy()
-    sc.pp.normalize_total(log_counts)
-    sc.pp.log1p(log_counts)
-    sc.pp.pca(log_counts, random_state=random_state)
-    adata.obsm[BEFORE] = log_counts.obsm["X_pca"]
+    adata.obsm[BEFORE] = log_pca(adata, "scvi_pyro", np.arange(adata.n_obs), random_state)
     return adata, {rep: _score(adata, rep, random_state) for rep in (BEFORE, AFTER)}, seconds
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -36,10 +36,7 @@ def _terms(module: SCVI, cells: Cells) -> tuple[Tensor, Tensor, Tensor]:
     guide = poutine.trace(module.guide).get_trace(cells)
     model = poutine.trace(poutine.replay(module.model, trace=guide)).get_trace(cells)
     reconstruction = kl = log_ratio = torch.zeros(len(cells.batch), device=cells.batch.device)
-    for name, site in model.nodes.items():
-        # What all cells share, in the model of a subclass, is no part of the ELBO of a cell.
-        if site["type"] != "sample" or all(frame.name != "cells" for frame in site["cond_indep_stack"]):
-            continue
+    for name, site in _sites_of_cells(model):
         if site["is_observed"]:
             reconstruction = reconstruction + site["fn"].log_prob(site["value"])
             continue
@@ -51,6 +48,13 @@ def _terms(module: SCVI, cells: Cells) -> tuple[Tensor, Tensor, Tensor]:
         except NotImplementedError:
             kl = kl - difference
     return reconstruction, kl, log_ratio
+
+
+def _sites_of_cells(trace: poutine.Trace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Variables of the cells; what all cells share, in the model of a subclass, is no part of the ELBO of a cell."""
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and any(frame.name == "cells" for frame in site["cond_indep_stack"]):
+            yield name, site
 
 
 @torch.inference_mode()
@@ -201,12 +205,8 @@ def surprise(module: SCVI, data: CellData, rows: NDArray[np.intp]) -> NDArray[np
 def _log_probability(model: Callable[[Cells], Tensor], cells: Cells) -> Tensor:
     """Log-probability of the counts of each cell, (n_cells,)."""
     total = torch.zeros(len(cells.batch), device=cells.batch.device)
-    for site in poutine.trace(model).get_trace(cells).nodes.values():
-        if (
-            site["type"] == "sample"
-            and site["is_observed"]
-            and any(f.name == "cells" for f in site["cond_indep_stack"])
-        ):
+    for _, site in _sites_of_cells(poutine.trace(model).get_trace(cells)):
+        if site["is_observed"]:
             total = total + site["fn"].log_prob(site["value"])
     return total
 

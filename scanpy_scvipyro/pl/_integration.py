@@ -149,7 +149,7 @@ def embed(
         if name is not None and name not in adata.obsm:
             raise KeyError(f"{what} is not in adata.obsm. {_validate.did_you_mean(name, adata.obsm)}")
     embeddings = {
-        BEFORE: _log_pca(adata, key, rows, random_state) if before is None else np.asarray(adata.obsm[before])[rows],
+        BEFORE: log_pca(adata, key, rows, random_state) if before is None else np.asarray(adata.obsm[before])[rows],
         AFTER: np.asarray(adata.obsm[latent])[rows],
     }
     obs = pd.DataFrame({column: categories(adata.obs[column].iloc[rows]) for column in columns.named})
@@ -174,7 +174,7 @@ def categories(column: pd.Series) -> Any:
     return pd.Categorical(column.astype(str).where(column.notna()))
 
 
-def _log_pca(adata: AnnData, key: str, rows: NDArray[np.intp], random_state: int) -> NDArray[np.float32]:
+def log_pca(adata: AnnData, key: str, rows: NDArray[np.intp], random_state: int) -> NDArray[np.float32]:
     """Principal components of the log counts of the model's genes, for the given cells."""
     import scanpy as sc
     from anndata import AnnData
