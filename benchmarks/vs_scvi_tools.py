@@ -28,6 +28,9 @@ def main(
         Path | None,
         typer.Option(help="JSON of an earlier run on the same machine, whose scvi-tools is not trained again."),
     ] = None,
+    options: Annotated[
+        str, typer.Option(help="Arguments of tl.scvi_pyro other than the defaults, as JSON, to compare recipes.")
+    ] = "{}",
     output: Annotated[Path | None, typer.Option(help="Folder for the table as Markdown and JSON.")] = None,
 ) -> None:
     """Train both on the same cells, one after the other in one process, and score them on the same held-out cells.
@@ -53,7 +56,7 @@ def main(
         add_harmony(train)
         keys = {"X_pca": "PCA", "X_harmony": "Harmony"}
         for seed in range(seeds):
-            *measured_ours, curve = ours(train, test, seed)
+            *measured_ours, curve = ours(train, test, seed, **json.loads(options))
             n_epochs = len(curve)
             measured = {"scanpy_scvipyro": measured_ours}
             keys |= {"X_scvi_pyro": "scanpy_scvipyro"}

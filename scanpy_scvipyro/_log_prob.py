@@ -112,8 +112,7 @@ class Formulas(Protocol):
 class LogProb(torch.autograd.Function):
     """Log-probability of each count, or of all counts of a cell, by the formulas of a distribution.
 
-    Backward computes the dense terms anew, which is cheaper than memory: nothing of size (cells x genes) is kept but
-    the parameters.
+    Backward computes the dense terms anew, so that nothing of size (cells x genes) is kept but the parameters.
     """
 
     @staticmethod

@@ -217,7 +217,7 @@ def fit(
     with _quiet_lightning(), local_params, pyro.validation_enabled(is_validate=False):
         trainer = pl.Trainer(
             max_epochs=recipe.max_epochs,
-            # Apple's GPUs lack the sparse operations of minibatches.
+            # Apple's GPUs are not chosen unasked: minibatches are sparse, and nobody has tried them there.
             accelerator=("cuda" if torch.cuda.is_available() else "cpu") if accelerator == "auto" else accelerator,
             devices=devices,
             precision=precision,

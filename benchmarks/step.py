@@ -1,0 +1,122 @@
+"""What a training step is made of, in milliseconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import _common
+import numpy as np
+import pandas as pd
+import pyro
+import torch
+import typer
+from pyro.infer import TraceMeanField_ELBO
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch.nn.functional import linear
+
+import scanpy_scvipyro as scvip
+from scanpy_scvipyro import data, training
+
+
+def main(
+    genes: Annotated[int, typer.Option(help="Number of highly variable genes.")] = 2_000,
+    batch_size: Annotated[int, typer.Option(help="Cells per minibatch.")] = 128,
+    likelihood: Annotated[str, typer.Option(help="One of nb, zinb, poisson.")] = "nb",
+    output: Annotated[Path | None, typer.Option(help="Folder for the table as Markdown and JSON.")] = None,
+) -> None:
+    """Time the parts of a step on a minibatch of PBMC, each by itself: medians of 200 calls.
+
+    The parts overlap: each of the three steps holds what stands above it. Passes over a (cells x genes) buffer multiply
+    it in place, the same again and again, or each of 64 in turn.
+    """
+    _common.quiet()
+    adata = _common.load("pbmc", genes)
+    cell_data = data.load(adata, data.describe(adata, data.DataSpec(batch_key="batch"), np.ones(genes, dtype=bool)))
+    torch.empty(8_000_000 - 4096)  # glibc keeps freed memory from then on, as in training
+    model = training.untrained(None, cell_data, 4, {"gene_likelihood": likelihood}, 0.5).train()
+    chosen = torch.randperm(cell_data.n_cells)[:batch_size]
+    with pyro.settings.context(module_local_params=True), pyro.validation_enabled(is_validate=False):
+        seconds = {name: median_seconds(part) for name, part in parts(model, cell_data, chosen).items()}
+    seconds["step in Lightning, with the minibatch"] = lightning_seconds(adata, likelihood, batch_size)
+    table = pd.DataFrame({"part": seconds.keys(), "ms": [1000 * value for value in seconds.values()]})
+    _common.report(table, f"step_{likelihood}_{genes}_{batch_size}", output, decimals=3)
+
+
+def parts(model: scvip.model.SCVI, cell_data: data.CellData, chosen: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """Calls to time."""
+    cells = cell_data.cells(chosen)
+    counts, z = torch.log1p(cells.counts).to_dense(), torch.randn(len(chosen), model.n_latent)
+    first, rate = model.encoder.hidden.layers[0][0].weight, model.decoder.rate.weight
+    hidden, upstream = torch.randn(len(chosen), rate.shape[1], requires_grad=True), torch.rand_like(counts)
+    with torch.no_grad():
+        given = model.likelihood(z, cells.library_size, cells)
+    parameters = [parameter.detach().requires_grad_() for parameter in given._parameters]
+    observed = type(given)(*parameters).to_event(1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, fused=True)
+    elbo = TraceMeanField_ELBO()(model.model, model.guide)
+    buffers = [torch.ones_like(counts) for _ in range(64)]
+
+    def matrix_products() -> None:
+        linear(counts, first).backward(torch.ones(len(chosen), len(first)))
+        linear(hidden, rate).backward(upstream)
+
+    def step_without_pyro() -> None:
+        optimizer.zero_grad()
+        dense = torch.log1p(cells.counts).to_dense()
+        loc, scale = model.encoder(dense, dense[:, :0])
+        likelihood = model.likelihood(loc + scale * torch.randn_like(loc), cells.library_size, cells)
+        kl = 0.5 * (loc.square() + scale.square() - 1) - scale.log()
+        ((kl.sum() - likelihood.to_event(1).log_prob(cells.counts).sum()) / len(chosen)).backward()
+        optimizer.step()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        (elbo(cells) / len(chosen)).backward()
+        optimizer.step()
+
+    return {
+        "a pass over a buffer in the cache": lambda: buffers[0].mul_(1.0),
+        "a pass over one that is not": lambda: [buffer.mul_(1.0) for buffer in buffers],
+        "minibatch": lambda: cell_data.cells(chosen),
+        "matrix products": matrix_products,
+        "likelihood": lambda: observed.log_prob(cells.counts),
+        "likelihood with gradients": lambda: torch.autograd.grad(observed.log_prob(cells.counts).sum(), parameters),
+        "step without Pyro": step_without_pyro,
+        "step": step,
+        "Adam": optimizer.step,
+    }
+
+
+def median_seconds(part: Callable[[], object], n_calls: int = 200) -> float:
+    """Time one call; a call that returns a list did as many things as are in it."""
+    seconds = []
+    for _ in range(n_calls + 10):
+        start = time.perf_counter()
+        result = part()
+        seconds.append((time.perf_counter() - start) / (len(result) if isinstance(result, list) else 1))
+    return float(np.median(seconds[10:]))
+
+
+class Batches(Callback):
+    """Notes when each step ends."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
+        self.times.append(time.perf_counter())
+
+
+def lightning_seconds(adata: _common.sc.AnnData, likelihood: str, batch_size: int) -> float:
+    """Median time from the end of a step to that of the next."""
+    batches = Batches()
+    options = {"batch_key": "batch", "gene_likelihood": likelihood, "batch_size": batch_size, "max_epochs": 3}
+    scvip.tl.scvi_pyro(adata, **options, impute=False, progress_bar=False, callbacks=[batches])
+    return float(np.median(np.diff(batches.times)))
+
+
+if __name__ == "__main__":
+    typer.run(main)
