@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import sparse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -149,97 +148,6 @@ def gene_mask(adata: AnnData, mask_var: NDArray[np.bool_] | str | None) -> NDArr
             "adata.var_names_make_unique() before training."
         )
     return mask
-
-
-def counts(adata: AnnData, layer: str | None, genes: NDArray[np.bool_] | NDArray[np.intp]) -> sparse.csr_array:
-    """Check the counts of the selected genes and read them as canonical CSR in float32; the user's stay as they are."""
-    where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-    if layer is not None and layer not in adata.layers:
-        there = did_you_mean(layer, filter(None, adata.layers))
-        raise KeyError(f"layer={layer!r} is not in adata.layers. {there} {_where_counts_may_be(adata, where)}")
-    matrix = adata.X if layer is None else adata.layers[layer]
-    if matrix is None:
-        raise ValueError(
-            f"adata.X is empty; pass layer=, the name of the layer with counts. {_where_counts_may_be(adata, where)}"
-        )
-    if not (sparse.issparse(matrix) or isinstance(matrix, np.ndarray)):
-        msg = f"{where} is a {type(matrix).__name__}; pass a numpy array or a scipy sparse matrix in memory."
-        raise TypeError(msg)
-    if matrix.dtype.kind not in "iufb":
-        raise TypeError(f"{where} holds values of type {matrix.dtype}; pass integer or float counts.")
-    if matrix.dtype == np.float16:  # which scipy.sparse does not know
-        matrix = matrix.astype(np.float32)
-    everything = genes.dtype == bool and bool(genes.all())
-    csr = sparse.csr_array(matrix if everything else matrix[:, genes])
-    _check_values(csr, where, adata)
-    # The likelihoods take stored values for counts above zero. Repeated entries are summed as float32, since their sum
-    # may not fit a small integer type.
-    is_canonical = csr.has_canonical_format and bool(csr.data.all())
-    csr = csr.astype(np.float32, copy=not is_canonical)
-    if not is_canonical:
-        csr.sum_duplicates()
-        csr.eliminate_zeros()
-    empty = np.flatnonzero(np.asarray(csr.sum(axis=1)).ravel() == 0)
-    if len(empty):
-        scope = "" if everything else " in the selected genes"
-        msg = (
-            f"{len(empty)} of {adata.n_obs} cells have no counts{scope} in {where}, the first is "
-            f"{adata.obs_names[empty[0]]!r}; remove them, for example with sc.pp.filter_cells(adata, min_counts=1)"
-            + (", or select more genes." if scope else ".")
-        )
-        raise ValueError(msg)
-    return csr
-
-
-def _check_values(csr: sparse.csr_array, where: str, adata: AnnData) -> None:
-    chunk = 1 << 22  # values at a time, so that the checks need little memory
-    for start in range(0, len(csr.data), chunk):
-        values = csr.data[start : start + chunk]
-        if values.dtype.kind in "ub":
-            return
-        for wrong, what in ((~np.isfinite(values), "NaN or infinite values"), (values < 0, "negative values")):
-            if wrong.any():
-                cell, gene = _position(csr, start + int(np.argmax(wrong)))
-                msg = (
-                    f"{where} has {what}: {values[wrong][0]} in cell {adata.obs_names[cell]!r} (column {gene} of the "
-                    f"genes used); pass raw counts. {_where_counts_may_be(adata, where)}"
-                )
-                raise ValueError(msg)
-        if values.dtype.kind == "f":
-            wrong = values != np.rint(values)
-            if wrong.any():
-                msg = (
-                    f"{where} has values that are not whole numbers, for example {values[wrong][0]:g}; it looks like "
-                    f"normalized data. The model needs raw counts. {_where_counts_may_be(adata, where)}"
-                )
-                raise ValueError(msg)
-
-
-def _position(csr: sparse.csr_array, k: int) -> tuple[int, int]:
-    return int(np.searchsorted(csr.indptr, k, side="right")) - 1, int(csr.indices[k])
-
-
-def _where_counts_may_be(adata: AnnData, where: str) -> str:
-    """Point to matrices whose first values are whole numbers, other than the one that was refused."""
-    candidates = {"adata.X": (adata.X, "adata.X")}
-    candidates |= {
-        f"adata.layers[{name!r}]": (matrix, f"layer={name!r}")
-        for name, matrix in adata.layers.items()
-        if name  # anndata 0.13: None is X
-    }
-    if adata.raw is not None:
-        copied = "adata.raw (take them by adata.layers['counts'] = adata.raw[:, adata.var_names].X)"
-        candidates["adata.raw"] = (adata.raw.X, copied)
-    candidates.pop(where, None)
-    found = [name for matrix, name in candidates.values() if matrix is not None and _is_whole(matrix[:100])]
-    if found:
-        return f"Whole numbers are in: {', '.join(found)}. For a model that is trained already, put them into {where}."
-    return "Keep them before normalizing: adata.layers['counts'] = adata.X.copy(), then pass layer='counts'."
-
-
-def _is_whole(matrix: Any) -> bool:
-    values = matrix.data if sparse.issparse(matrix) else np.asarray(matrix).ravel()
-    return values.dtype.kind in "iufb" and len(values) > 0 and bool(((values >= 0) & (values == np.rint(values))).all())
 
 
 def obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:

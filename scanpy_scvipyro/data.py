@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
-from scanpy_scvipyro import _validate
+from scanpy_scvipyro import _counts, _validate
 from scanpy_scvipyro.model import Cells
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def describe(adata: AnnData, spec: DataSpec, genes: NDArray[np.bool_]) -> DataSp
 
 def load(adata: AnnData, spec: DataSpec, genes: NDArray[np.bool_] | NDArray[np.intp] | None = None) -> CellData:
     """Check and read what the spec names; the genes by mask or position, else by their names."""
-    counts = _validate.counts(adata, spec.layer, spec.gene_positions(adata) if genes is None else genes)
+    counts = _counts.read_counts(adata, spec.layer, spec.gene_positions(adata) if genes is None else genes)
 
     def codes(key: str | None, argument: str) -> Tensor:
         if key is None:

@@ -94,6 +94,14 @@ def trained_small(_trained_small):
     return _trained_small.copy()
 
 
+@pytest.fixture
+def adata():
+    """Three cells of three genes, for checks of what users pass."""
+    counts = np.array([[0, 2, 1], [3, 0, 0], [1, 1, 4]], dtype=np.float32)
+    obs = pd.DataFrame({"sample": ["a", "b", "a"], "age": [1.5, 2.0, 3.0]}, index=["c0", "c1", "c2"])
+    return ad.AnnData(sparse.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=["g0", "g1", "g2"]))
+
+
 @pytest.fixture(scope="session")
 def _simulated():
     rng = np.random.default_rng(0)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scanpy_scvipyro import _select, _validate
+from scanpy_scvipyro import _counts, _select, _validate
 from scanpy_scvipyro.pl import _figure
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def log_pca(adata: AnnData, key: str, rows: NDArray[np.intp], random_state: int)
     from scanpy_scvipyro import storage
 
     spec = storage.spec(adata, key)
-    counts = _validate.counts(adata, spec.layer, spec.gene_positions(adata))[rows]
+    counts = _counts.read_counts(adata, spec.layer, spec.gene_positions(adata))[rows]
     normalized = AnnData(sparse.csr_matrix(counts))
     sc.pp.normalize_total(normalized)
     sc.pp.log1p(normalized)
