@@ -32,7 +32,8 @@ def read_counts(adata: AnnData, layer: str | None, genes: NDArray[np.bool_] | ND
         raise TypeError(f"{where} holds values of type {matrix.dtype}; pass integer or float counts.")
     if matrix.dtype == np.float16:  # which scipy.sparse does not know
         matrix = matrix.astype(np.float32)
-    everything = genes.dtype == bool and bool(genes.all())
+    columns = np.arange(adata.n_vars)
+    everything = np.array_equal(columns[genes], columns)
     csr = sparse.csr_array(matrix if everything else matrix[:, genes])
     _check_values(csr, where, adata)
     # The likelihoods take stored values for counts above zero. Repeated entries are summed as float32, since their sum

@@ -139,3 +139,12 @@ def test_repeated_entries_of_a_small_type_are_summed_without_overflow():
     read = _counts.read_counts(adata, "counts", np.ones(2, dtype=bool))
     np.testing.assert_array_equal(read.toarray(), [[200, 0], [0, 1]])
     np.testing.assert_array_equal(matrix.data, [100, 100, 1])
+
+
+@pytest.mark.parametrize("genes", [np.ones(3, dtype=bool), np.arange(3)], ids=["mask", "positions"])
+def test_counts_of_all_genes_are_not_copied(adata, genes):
+    assert np.shares_memory(read_counts(adata, genes=genes).data, adata.X.data)
+
+
+def test_genes_in_another_order_are_read_in_theirs(adata):
+    np.testing.assert_array_equal(read_counts(adata, genes=np.array([2, 0])).toarray(), [[1, 0], [0, 3], [4, 1]])
