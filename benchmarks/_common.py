@@ -164,6 +164,20 @@ def measure(call: Callable[[], object]) -> Measured:
     return Measured(seconds, (peak - before) / 2**30, peak / 2**30)
 
 
+class StepEnds:
+    """Hook that notes when each training step ends; to be mixed into the Callback of either Lightning."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_batch_end(self, *args: object) -> None:
+        self.times.append(time.perf_counter())
+
+    def median_seconds(self) -> float:
+        """From the end of a step to that of the next, so with its minibatch."""
+        return float(np.median(np.diff(self.times)))
+
+
 def in_fresh_process(function: Callable[..., Result], *arguments: object) -> Result:
     """Call a function of a script in a new process, whose memory nothing has filled or freed before."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:

@@ -14,7 +14,7 @@ import pyro
 import torch
 import typer
 from pyro.infer import TraceMeanField_ELBO
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback
 from torch.nn.functional import linear
 
 import scanpy_scvipyro as scvip
@@ -100,22 +100,12 @@ def median_seconds(part: Callable[[], object], n_calls: int = 200) -> float:
     return float(np.median(seconds[10:]))
 
 
-class Batches(Callback):
-    """Notes when each step ends."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
-        self.times.append(time.perf_counter())
-
-
 def lightning_seconds(adata: _common.sc.AnnData, likelihood: str, batch_size: int) -> float:
     """Median time from the end of a step to that of the next."""
-    batches = Batches()
+    steps = type("Steps", (_common.StepEnds, Callback), {})()
     options = {"batch_key": "batch", "gene_likelihood": likelihood, "batch_size": batch_size, "max_epochs": 3}
-    scvip.tl.scvi_pyro(adata, **options, impute=False, progress_bar=False, callbacks=[batches])
-    return float(np.median(np.diff(batches.times)))
+    scvip.tl.scvi_pyro(adata, **options, impute=False, progress_bar=False, callbacks=[steps])
+    return steps.median_seconds()
 
 
 if __name__ == "__main__":
