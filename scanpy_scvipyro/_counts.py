@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
+from scanpy_scvipyro import _select
 from scanpy_scvipyro._validate import did_you_mean
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ def read_counts(adata: AnnData, layer: str | None, genes: NDArray[np.bool_] | ND
         raise TypeError(f"{where} holds values of type {matrix.dtype}; pass integer or float counts.")
     if matrix.dtype == np.float16:  # which scipy.sparse does not know
         matrix = matrix.astype(np.float32)
-    columns = np.arange(adata.n_vars)
-    everything = np.array_equal(columns[genes], columns)
-    csr = sparse.csr_array(matrix if everything else matrix[:, genes])
+    columns = _select.columns(genes, adata.n_vars)
+    everything = isinstance(columns, slice)
+    csr = sparse.csr_array(matrix if everything else matrix[:, columns])  # scipy copies also through a slice
     _check_values(csr, where, adata)
     # The likelihoods take stored values for counts above zero. Repeated entries are summed as float32, since their sum
     # may not fit a small integer type.

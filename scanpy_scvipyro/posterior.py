@@ -13,6 +13,8 @@ from scipy import sparse
 from scipy.stats import rankdata
 from torch.distributions import kl_divergence
 
+from scanpy_scvipyro import _select
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -116,11 +118,11 @@ def expected_counts(
     """
     module.eval()
     imputed = np.full((data.n_cells, n_vars), np.nan, dtype=np.float32)
-    everything = genes.dtype == bool and bool(genes.all())
+    columns = _select.columns(genes, n_vars)
     for rows, cells in data.chunks():
         z = torch.from_numpy(latent[rows]).to(cells.batch.device)
         counts = expected(module, cells, z, cells.library_size)
-        imputed[rows, slice(None) if everything else genes] = counts.cpu().numpy()
+        imputed[rows, columns] = counts.cpu().numpy()
     return imputed
 
 

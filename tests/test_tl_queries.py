@@ -76,10 +76,18 @@ def test_copy_is_returned_and_the_original_left_alone(trained_small, unchanged, 
 
 
 @pytest.mark.parametrize("query", QUERIES)
-def test_a_missing_model_is_named_with_what_there_is(trained_small, unchanged, query):
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"key": "scvi_piro"}, KeyError, r"train a model first.*Did you mean 'scvi_pyro'"),
+        ({"key_added": "a/b"}, ValueError, r"key_added='a/b' was passed; pass a name without '/'"),
+    ],
+    ids=["missing model", "name that files cannot store"],
+)
+def test_wrong_names_are_refused_before_any_work(trained_small, unchanged, query, arguments, error, message):
     before = trained_small.copy()
-    with pytest.raises(KeyError, match=r"train a model first.*Did you mean 'scvi_pyro'"):
-        ask(trained_small, query, key="scvi_piro")
+    with pytest.raises(error, match=message):
+        ask(trained_small, query, **arguments)
     unchanged(trained_small, before)
 
 
@@ -149,11 +157,3 @@ adata.write_h5ad({str(tmp_path / "asked.h5ad")!r})
     for query in QUERIES:
         ask(adata, query)
     unchanged(ad.read_h5ad(tmp_path / "asked.h5ad"), adata)
-
-
-@pytest.mark.parametrize("query", QUERIES)
-def test_a_key_that_files_cannot_store_is_refused_before_any_work(trained_small, unchanged, query):
-    before = trained_small.copy()
-    with pytest.raises(ValueError, match=r"key_added='a/b' was passed; pass a name without '/'"):
-        ask(trained_small, query, key_added="a/b")
-    unchanged(trained_small, before)

@@ -197,10 +197,9 @@ def _collect(
     chunks: Iterator[tuple[slice, NDArray[np.float32]]], columns: NDArray[np.intp], shape: tuple[int, int, int]
 ) -> NDArray[np.float32]:
     layers = np.full(shape, np.nan, dtype=np.float32)
-    # Slices are written 30 times as fast as positions.
-    everything = np.array_equal(columns, np.arange(shape[2]))
+    index = _select.columns(columns, shape[2])
     for rows, values in chunks:
-        layers[:, rows, slice(None) if everything else columns] = values
+        layers[:, rows, index] = values
     return layers
 
 
