@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from scanpy_scvipyro.data import DataSpec
-
 
 def trained(adata: AnnData, key: str) -> dict[str, Any]:
     """Return the stored parts of a trained model, or say which models there are."""
@@ -87,16 +85,15 @@ def random_cells(n_cells: int, max_cells: int, random_state: int) -> NDArray[np.
     return np.sort(np.random.default_rng(random_state).choice(n_cells, max_cells, replace=False))
 
 
-def batch_codes(transform_batch: Sequence[str] | str | None, spec: DataSpec) -> list[int] | None:
-    """Codes of the batches to decode in; None for each cell's own."""
+def batch_codes(transform_batch: Sequence[str] | str | None, known: list[str] | None) -> list[int] | None:
+    """Codes of the batches to decode in, among those of the model; None for each cell's own."""
     if transform_batch is None:
         return None
-    if spec.batch_key is None:
+    if known is None:
         if transform_batch == "all":
             return None
         msg = f"transform_batch={transform_batch!r}: the model was trained without batches; leave transform_batch out."
         raise ValueError(msg)
-    known = spec.categories[spec.batch_key].tolist()
     if transform_batch == "all":
         return list(range(len(known)))
     names = [transform_batch] if isinstance(transform_batch, str) else [str(name) for name in transform_batch]

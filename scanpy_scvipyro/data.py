@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataSpec:
     """Which parts of an AnnData the model reads, and the categories it knows."""
 
@@ -34,6 +34,11 @@ class DataSpec:
     size_factor_key: str | None = None
     genes: NDArray[np.str_] = field(default_factory=lambda: np.array([], dtype=str))
     categories: dict[str, NDArray[np.str_]] = field(default_factory=dict)
+
+    @property
+    def batches(self) -> list[str] | None:
+        """Names of the batches, if the model knows any."""
+        return self.categories[self.batch_key].tolist() if self.batch_key else None
 
     @property
     def n_batches(self) -> int:

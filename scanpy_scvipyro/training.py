@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from scanpy_scvipyro.model import Cells
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How to train."""
 

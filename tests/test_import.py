@@ -1,7 +1,10 @@
 """Importing the package is fast, since what is heavy is imported when first needed."""
 
+import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +39,15 @@ def test_public_functions_are_documented_with_an_example(namespace):
     ]
     assert functions
     assert [f.__name__ for f in functions if ">>> " not in (f.__doc__ or "")] == []
+
+
+def test_imports_go_one_way():
+    """No file imports another that imports it, directly or not: neither for types, nor in functions."""
+    package = Path(scvip.__file__).parent
+    names = {path: ".".join(path.relative_to(package.parent).with_suffix("").parts) for path in package.rglob("*.py")}
+    graph = {}
+    for path, name in names.items():
+        imports = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.ImportFrom)]
+        named = {f"{node.module}.{alias.name}" for node in imports for alias in node.names}
+        graph[name] = (named | {node.module for node in imports}) & set(names.values())
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names them

@@ -91,7 +91,7 @@ def gene_correlations(
     from scanpy_scvipyro import data, posterior, storage, training
 
     model, spec = storage.from_uns(adata, key, module)
-    batches = _select.batch_codes(transform_batch, spec)
+    batches = _select.batch_codes(transform_batch, spec.batches)
     selected = _select.gene_positions(genes, spec.genes)
     n_result = len(selected) if key_added is None else adata.n_vars
     # Rates and their ranks in float32 and float64, and two square matrices while one is summed up.

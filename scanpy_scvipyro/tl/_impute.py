@@ -119,7 +119,7 @@ def impute(
 
     model, spec = storage.from_uns(adata, key, module)
     _check_library_size(library_size, model.library)
-    batches = _select.batch_codes(transform_batch, spec)
+    batches = _select.batch_codes(transform_batch, spec.batches)
     selected = _select.gene_positions(genes, spec.genes)
     if path is None:
         n_bytes = 4 * adata.n_obs * adata.n_vars * len(suffixes)

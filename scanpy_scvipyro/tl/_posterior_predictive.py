@@ -94,7 +94,7 @@ def posterior_predictive(
     from scanpy_scvipyro import _progress, data, posterior, storage, training
 
     model, spec = storage.from_uns(adata, key, module)
-    batches = _select.batch_codes(None if transform_batch is None else [transform_batch], spec)
+    batches = _select.batch_codes(None if transform_batch is None else [transform_batch], spec.batches)
     selected = _select.gene_positions(genes, spec.genes)
     rows = _select.cell_positions(adata, cells)
     positions = spec.gene_positions(adata)

@@ -165,7 +165,7 @@ def rank_genes_groups(
     from scanpy_scvipyro import _progress, data, differential, storage, training
 
     model, spec = storage.from_uns(adata, key, module)
-    batches = _select.batch_codes(transform_batch, spec)
+    batches = _select.batch_codes(transform_batch, spec.batches)
     cell_data = data.load(adata, spec)
     if pseudocounts is None:
         n_groups = len(members) + bool(len(rest))

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
-
-from scanpy import logging as logg
-from scanpy import settings
+from typing import TYPE_CHECKING, Literal
 
 from scanpy_scvipyro import _validate
+from scanpy_scvipyro.tl._train import train
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -202,95 +200,5 @@ def scvi_pyro(
     >>> adata.uns["scvi_pyro"]["history"].index.tolist()
     [1, 2]
     """
-    model_options: dict[str, Any] = {
-        "n_latent": n_latent,
-        "n_hidden": n_hidden,
-        "n_layers": n_layers,
-        "dropout_rate": dropout_rate,
-        "activation": activation,
-        "encoder_normalization": encoder_normalization,
-        "decoder_normalization": decoder_normalization,
-        "gene_likelihood": gene_likelihood,
-        "dispersion": dispersion,
-        "library": library,
-        "encode_covariates": encode_covariates,
-        "deeply_inject_covariates": deeply_inject_covariates,
-        "batch_representation": batch_representation,
-        "n_batch_embedding": n_batch_embedding,
-        "decoder": decoder,
-        "prior": prior,
-        "n_prior_components": n_prior_components,
-    }
-    training_options: dict[str, Any] = {
-        "max_epochs": max_epochs,
-        "batch_size": batch_size,
-        "train_size": train_size,
-        "learning_rate": learning_rate,
-        "n_epochs_kl_warmup": n_epochs_kl_warmup,
-        "early_stopping": early_stopping,
-        "early_stopping_patience": early_stopping_patience,
-        "keep_best_on_interrupt": keep_best_on_interrupt,
-        "random_state": random_state,
-    }
-    _validate.check_adata(adata)
-    _validate.check_arguments(model_options | training_options | {"batch_offset": batch_offset})
-    _validate.check_key_added(key_added)
-    if dispersion == "gene-label" and labels_key is None:
-        raise ValueError("dispersion='gene-label' needs labels; pass labels_key=, a column of adata.obs.")
-    if library == "latent" and size_factor_key is not None:
-        raise ValueError("library='latent' infers what size_factor_key sets; pass one of the two.")
-    genes = _validate.gene_mask(adata, mask_var)
-    if impute:
-        _validate.check_memory(4 * adata.n_obs * adata.n_vars, "the imputed layer", "pass impute=False.")
-
-    from scanpy_scvipyro import data, training
-    from scanpy_scvipyro.tl._write import write_results
-
-    spec = data.DataSpec(
-        layer=layer,
-        batch_key=batch_key,
-        labels_key=labels_key,
-        categorical_covariate_keys=_validate.keys_as_list(categorical_covariate_keys, "categorical_covariate_keys"),
-        continuous_covariate_keys=_validate.keys_as_list(continuous_covariate_keys, "continuous_covariate_keys"),
-        size_factor_key=size_factor_key,
-    )
-    spec = data.describe(adata, spec, genes)
-    cell_data = data.load(adata, spec, genes)
-    recipe = training.recipe(cell_data.n_cells, **training_options)
-    model_options |= {
-        "n_labels": spec.n_labels,
-        "n_categories": spec.n_categories,
-        "n_continuous": len(spec.continuous_covariate_keys),
-        "has_batch_offset": batch_offset is not None,
-        "has_size_factor": size_factor_key is not None,
-    }
-
-    start = logg.info(f"training scVI on {adata.n_obs} cells and {len(spec.genes)} genes")
-    with training.isolated_random_state(random_state):
-        model = training.untrained(module, cell_data, spec.n_batches, model_options, batch_offset or 0.0)
-        history = training.fit(
-            model,
-            cell_data,
-            recipe,
-            accelerator=accelerator,
-            devices=devices,
-            precision=precision,
-            progress_bar=settings.verbosity > 0 if progress_bar is None else progress_bar,
-            logger=logger,
-            callbacks=callbacks,
-        )
-        adata = adata.copy() if copy else adata
-        added = write_results(
-            adata,
-            model,
-            cell_data,
-            spec,
-            genes,
-            model_options=model_options,
-            params=vars(recipe) | {"batch_offset": batch_offset},
-            history=history,
-            impute=impute,
-            key_added=key_added,
-        )
-    logg.info("    finished", time=start, deep=added)
-    return adata if copy else None
+    arguments = locals()  # of this call, and nothing else yet
+    return train(arguments.pop("adata"), arguments)
