@@ -121,8 +121,8 @@ def read_model(path: PathLike[str] | str) -> AnnData:
     Returns
     -------
     AnnData with the genes of the model as ``.var_names`` and the model in ``.uns``, under the name it was trained with
-    (``"scvi_pyro"`` by default). It has no counts; and no cells, unless the file was written with ``codes=True``: then
-    their codes are in ``.obsm["X_scvi_pyro"]``, and what was written of ``.obs`` is there.
+    (``"scvi_pyro"`` by default). It has no counts (``.X`` is None) and no cells, unless the file was written with
+    ``codes=True``: then their codes are in ``.obsm["X_scvi_pyro"]``, and what was written of ``.obs`` is there.
 
     Raises
     ------
