@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import typing
 import warnings
+from importlib import import_module
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,6 +72,14 @@ autodoc_typehints = "none"  # sphinx_autodoc_typehints writes them
 napoleon_google_docstring = False
 napoleon_numpy_docstring = True
 typehints_document_rtype = False  # the sections "Returns" say more
+
+# Types in signatures are imported for type checkers only; here, they are for readers, too. Packages that we use come
+# first, since their own such imports may go in circles.
+for _module in ("anndata", "matplotlib.pyplot", "pyro", "pytorch_lightning", "scanpy", "torch"):
+    import_module(_module)
+typing.TYPE_CHECKING = True
+import_module("scanpy_scvipyro")
+typing.TYPE_CHECKING = False
 
 # Links to other projects need the network: only where the pages are built for readers.
 if os.environ.get("DOCS_INTERSPHINX"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ForwardRef
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -40,9 +40,15 @@ def shared_with(
             passed = dict(bound.arguments)
             return second(passed.pop(adata.name), passed, **{p.name: passed[p.name] for p in own})
 
+        del composed.__wrapped__
         composed.__signature__ = signature  # type: ignore[attr-defined]
-        annotations = {p.name: p.annotation for p in signature.parameters.values()}
-        composed.__annotations__ = annotations | {"return": signature.return_annotation}
+        # Names in annotations are those of the module that they were written in.
+        composed.__annotations__ = {
+            name: ForwardRef(annotation, module=function.__module__)
+            for function in (first, second)
+            for name, annotation in function.__annotations__.items()
+            if name in signature.parameters or name == "return"
+        }
         composed.__doc__ = _with_parameters(second.__doc__, first.__doc__, [p.name for p in shared])
         return composed
 
