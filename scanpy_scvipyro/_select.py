@@ -1,4 +1,4 @@
-"""Models, genes, cells, batches and groups that users name."""
+"""Genes, cells, batches and groups that users name."""
 
 from __future__ import annotations
 
@@ -14,15 +14,6 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from numpy.typing import NDArray
-
-
-def trained(adata: AnnData, key: str) -> dict[str, Any]:
-    """Return the stored parts of a trained model, or say which models there are."""
-    trained = [name for name, value in adata.uns.items() if isinstance(value, dict) and "weights" in value]
-    if key not in trained:
-        wrong = "is not in adata.uns" if key not in adata.uns else "is in adata.uns, but is no trained model"
-        raise KeyError(f"key={key!r} {wrong}; train a model first: tl.scvi_pyro(adata). {did_you_mean(key, trained)}")
-    return adata.uns[key]
 
 
 def columns(genes: NDArray[np.bool_] | NDArray[np.intp], n_genes: int) -> slice | NDArray[Any]:

@@ -150,8 +150,8 @@ def gene_mask(adata: AnnData, mask_var: NDArray[np.bool_] | str | None) -> NDArr
     return mask
 
 
-def obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:
-    """Column of adata.obs without missing values."""
+def check_obs_key(adata: AnnData, key: str, argument: str) -> None:
+    """Refuse what is not the name of one column of adata.obs."""
     if not isinstance(key, str):
         msg = (
             f"{argument}={key!r} is not the name of a column of adata.obs; of several columns, make one that joins "
@@ -160,6 +160,14 @@ def obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:
         raise TypeError(msg)
     if key not in adata.obs:
         raise KeyError(f"{argument}={key!r} is not in adata.obs. {did_you_mean(key, adata.obs)}")
+    if not isinstance(adata.obs[key], pd.Series):
+        n_columns = (adata.obs.columns == key).sum()
+        raise ValueError(f"{argument}={key!r} names {n_columns} columns of adata.obs; rename or drop all but one.")
+
+
+def obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:
+    """Column of adata.obs without missing values."""
+    check_obs_key(adata, key, argument)
     column = adata.obs[key]
     n_missing = int(column.isna().sum())
     if n_missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 import torch
 
 from scanpy_scvipyro.data import DataSpec
-from scanpy_scvipyro.model import SCVI
+from scanpy_scvipyro.model import SCVI, reads_labels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,19 +39,24 @@ class Converted(NamedTuple):
     module: SCVI
     spec: DataSpec
     model_options: dict[str, Any]
+    labels_key: str | None
+    """Column with labels, which the model need not read."""
     history: pd.DataFrame
 
 
 def convert(peer: Any) -> Converted:
     """Build our module from a trained ``scvi.model.SCVI`` or ``scvi.model.LinearSCVI``."""
     _refuse(peer)
+    labels_key = peer.registry["setup_args"]["labels_key"]
     spec = _spec(peer.registry)
+    if not reads_labels("SCVI", vars(peer.module)):
+        spec = replace(spec, labels_key=None)
     options = _model_options(peer, spec)
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced
         module = SCVI(len(spec.genes), spec.n_batches, **options)
     weights = _weights(peer.module)
     module.load_state_dict({name: _widened(weights[name], start) for name, start in module.state_dict().items()})
-    return Converted(module.eval(), spec, options, _history(peer.history or {}))
+    return Converted(module.eval(), spec, options, labels_key, _history(peer.history or {}))
 
 
 def _refuse(peer: Any) -> None:

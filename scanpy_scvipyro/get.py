@@ -107,7 +107,7 @@ def from_scvi_tools(
     >>> adata.obsm["X_scvi_pyro"].shape  # doctest: +SKIP
     (1345, 10)
     """
-    from scanpy_scvipyro import data
+    from scanpy_scvipyro import data, storage
     from scanpy_scvipyro.from_scvi_tools import convert
     from scanpy_scvipyro.tl._write import write_results
 
@@ -118,16 +118,14 @@ def from_scvi_tools(
     converted = convert(model)
     genes = converted.spec.gene_positions(adata)
     cell_data = data.load(adata, converted.spec, genes)
+    params = {"labels_key": converted.labels_key}
     adata = adata.copy() if copy else adata
     write_results(
         adata,
         converted.module,
         cell_data,
-        converted.spec,
         genes,
-        model_options=converted.model_options,
-        params={},
-        history=converted.history,
+        storage.to_uns(converted.module, converted.spec, converted.model_options, params, converted.history),
         impute=impute,
         key_added=key_added,
     )

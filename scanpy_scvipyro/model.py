@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -16,7 +16,7 @@ from scanpy_scvipyro.likelihoods import NegativeBinomial, Poisson, ZeroInflatedN
 from scanpy_scvipyro.networks import Decoder, Encoder, Hidden
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pyro.distributions import TorchDistribution
 
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 GeneLikelihood = Literal["zinb", "nb", "poisson"]
 Dispersion = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
+
+
+def reads_labels(module: str, options: Mapping[str, Any]) -> bool:
+    """Whether a model of this class reads the labels of cells: ours in one case, those of users as they like."""
+    is_ours, is_by_label = module == "SCVI", options["dispersion"] == "gene-label"
+    return not is_ours or (is_by_label and options["gene_likelihood"] != "poisson")
 
 
 class Cells(NamedTuple):

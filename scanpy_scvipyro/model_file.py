@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scanpy_scvipyro import _files, _select, _validate
+from scanpy_scvipyro import _files, _stored, _validate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ENTRY, FORMAT_VERSION = "scanpy_scvipyro", 1
-_PARTS = {"params", "history", "genes", "categories", "module", "model_options", "weights"}
 
 
 @_validate.refuse_unknown_arguments
@@ -87,7 +86,7 @@ def write_model(
 
     if not isinstance(adata, AnnData):
         raise TypeError(f"adata is a {type(adata).__name__}; pass the AnnData that holds the trained model.")
-    stored = _select.trained(adata, key)
+    stored = _stored.trained(adata, key)
     columns = _validate.keys_as_list(obs_keys, "obs_keys")
     if columns and not codes:
         raise ValueError("obs_keys names columns of cells, which are only written with codes=True; pass both.")
@@ -156,9 +155,8 @@ def read_model(path: PathLike[str] | str) -> AnnData:
         key = str(header["key"])
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(file, f"its header cannot be read ({error!r})") from error
-    missing = _PARTS - set(stored) if isinstance(stored, dict) else _PARTS
-    if missing:
-        raise _damaged(file, f"the model lacks {', '.join(sorted(missing))}")
+    if faults := _stored.faults(stored if isinstance(stored, dict) else {}):
+        raise _damaged(file, f"the model has {', '.join(faults)}")
     adata = _anndata(file, stored, cells, key)
     adata.uns[key] = stored
     _check_weights(file, adata, key)

@@ -261,9 +261,3 @@ def loadings(module: SCVI, var_names: pd.Index, genes: NDArray[np.bool_] | NDArr
     weights = np.full((len(var_names), module.n_latent), np.nan, dtype=np.float32)
     weights[genes] = module.decoder.rate.weight[:, : module.n_latent].detach().numpy()
     return pd.DataFrame(weights, index=var_names, columns=[f"Z_{i}" for i in range(module.n_latent)])
-
-
-def batch_embedding(embedding: torch.nn.Embedding, batches: pd.Index) -> pd.DataFrame:
-    """Learnt vector of each batch, (n_batches, n_batch_embedding)."""
-    vectors = embedding.weight.detach().numpy().copy()
-    return pd.DataFrame(vectors, index=batches, columns=[f"E_{i}" for i in range(vectors.shape[1])])

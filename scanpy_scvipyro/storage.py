@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 
-from scanpy_scvipyro import _select
+from scanpy_scvipyro import _stored
 from scanpy_scvipyro.data import DataSpec
-from scanpy_scvipyro.model import SCVI
+from scanpy_scvipyro.model import SCVI, reads_labels
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
 
@@ -25,7 +25,7 @@ def to_uns(
 ) -> dict[str, Any]:
     """Parameters, history and weights in types that every AnnData file format stores."""
     keys = {name: getattr(spec, name) for name in (*_KEYS, *_KEY_LISTS)}
-    return {
+    stored: dict[str, Any] = {
         "params": _storable(keys | model_options | params),
         "history": history,
         "genes": spec.genes.astype(object),
@@ -34,11 +34,16 @@ def to_uns(
         "model_options": _storable(model_options),
         "weights": {name: value.detach().cpu().numpy() for name, value in module.state_dict().items()},
     }
+    if module.batch_embedding is not None and spec.batch_key is not None:
+        batches = pd.Index(stored["categories"][spec.batch_key], name=spec.batch_key)
+        vectors = stored["weights"]["batch_embedding.weight"].copy()
+        stored["batch_embedding"] = pd.DataFrame(vectors, batches, [f"E_{i}" for i in range(vectors.shape[1])])
+    return stored
 
 
 def from_uns(adata: AnnData, key: str, module: type[SCVI] | None = None) -> tuple[SCVI, DataSpec]:
     """Rebuild the module and what it reads from an AnnData."""
-    stored = _select.trained(adata, key)
+    stored = _stored.trained(adata, key)
     module = module or SCVI
     if stored["module"] != module.__name__:
         msg = (
@@ -50,16 +55,26 @@ def from_uns(adata: AnnData, key: str, module: type[SCVI] | None = None) -> tupl
     options = {name: _plain(value) for name, value in stored["model_options"].items()}
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced
         live = module(len(known.genes), known.n_batches, **options).float()
-    live.load_state_dict({name: torch.tensor(np.asarray(value)) for name, value in stored["weights"].items()})
+    weights = {name: torch.tensor(np.asarray(value)) for name, value in stored["weights"].items()}
+    shapes, expected = ({name: w.shape for name, w in state.items()} for state in (weights, live.state_dict()))
+    if unfit := sorted(dict(shapes.items() ^ expected.items())):
+        msg = (
+            f"adata.uns[{key!r}] holds weights that do not fit a {module.__name__} with its options, {unfit[0]!r} for "
+            "one: the class or the options have changed since it was trained. Train it anew."
+        )
+        raise ValueError(msg)
+    live.load_state_dict(weights)
     return live.eval(), known
 
 
 def spec(adata: AnnData, key: str) -> DataSpec:
     """Rebuild what the model reads from an AnnData."""
-    stored = _select.trained(adata, key)
-    params = stored["params"]
+    stored = _stored.trained(adata, key)
+    params: dict[str, Any] = dict(stored["params"])
+    if not reads_labels(stored["module"], stored["model_options"]):
+        params.pop("labels_key", None)
     return DataSpec(
-        **{name: params.get(name) for name in _KEYS},
+        **{name: params.get(name) for name in _KEYS},  # type: ignore[arg-type]
         **{name: tuple(map(str, params.get(name, ()))) for name in _KEY_LISTS},  # type: ignore[arg-type]
         genes=_strings(stored["genes"]),
         categories={name: _strings(values) for name, values in stored["categories"].items()},

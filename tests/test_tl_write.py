@@ -3,12 +3,19 @@
 import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
+import pytorch_lightning as pl
 import scanpy as sc
 import torch
 
 import scanpy_scvipyro as scvip
 from scanpy_scvipyro import data, storage
+
+
+class Stop(pl.Callback):
+    def on_train_end(self, *args):
+        raise RuntimeError("stop")
 
 
 class TestLoadings:
@@ -88,3 +95,75 @@ def test_a_second_model_leaves_nothing_of_the_first_under_its_key(small, train_q
     train_quickly(small, impute=False)
     assert set(small.layers) - {None} == set()
     assert set(small.varm) == set()
+
+
+class TestReplacedModels:
+    """Of an earlier model under the same key nothing is left, whatever puts another one there."""
+
+    CALLS = {
+        "impute": [{"n_samples": 2}, {"n_samples": 2, "statistic": [0.05, 0.5, 1e-5]}],
+        "latent": [{"n_samples": 2}],
+        "posterior_predictive": [{}],
+        "rank_genes_groups": [{"groupby": "cell_type", "n_samples": 50}],
+        "score_cells": [{"n_samples": 2}],
+    }
+    WITHOUT_RESULTS_OF_THEIR_OWN = {"scvi_pyro", "map_query", "gene_correlations"}
+
+    @pytest.fixture(params=["scvi_pyro", "a.b (c)"])
+    def used(self, request, small, train_quickly):
+        """A linear model of which everything was asked, and the key it stands under."""
+        key = request.param
+        train_quickly(small, batch_key="batch", decoder="linear", key_added=key)
+        for name, calls in self.CALLS.items():
+            for arguments in calls:
+                getattr(scvip.tl, name)(small, key=key, **arguments)
+        return small, key
+
+    def names(self, adata):
+        fields = ("obs", "obsm", "obsp", "var", "varm", "varp", "layers", "uns")
+        return {(field, name) for field in fields for name in getattr(adata, field)}
+
+    def test_calls_are_those_of_all_functions(self):
+        assert set(self.CALLS) | self.WITHOUT_RESULTS_OF_THEIR_OWN == set(scvip.tl.__all__)
+
+    @pytest.mark.parametrize("how", ["training", "mapping", "training a view"])
+    def test_only_results_of_the_new_model_are_left(self, small, used, train_quickly, how):
+        adata, key = used
+        untouched = ad.AnnData(small.X, obs=small.obs[["batch", "protocol", "cell_type"]], var=small.var)
+        fresh = train_quickly(untouched, batch_key="batch", impute=False, key_added=key, copy=True)
+        if how == "training":
+            train_quickly(adata, batch_key="batch", impute=False, key_added=key)
+        elif how == "mapping":
+            scvip.tl.map_query(adata, fresh, key=key, impute=False)
+        else:
+            adata = adata[::2]
+            train_quickly(adata, batch_key="batch", impute=False, key_added=key)
+        assert self.names(adata) == self.names(fresh)
+
+    def test_results_of_other_models_and_of_the_user_stay(self, used, train_quickly):
+        adata, key = used
+        train_quickly(adata, batch_key="batch", key_added="scvi_pyro_2", decoder="linear")
+        scvip.tl.latent(adata, key="scvi_pyro_2")
+        scvip.tl.impute(adata, key=key, key_added="mine")
+        adata.obs[f"{key}_cluster"] = "0"
+        train_quickly(adata, batch_key="batch", key_added=key)
+        assert {"X_scvi_pyro_2", "X_scvi_pyro_2_var"} <= set(adata.obsm)
+        assert {"scvi_pyro_2_imputed", "mine"} <= set(adata.layers)
+        assert "scvi_pyro_2_loadings" in adata.varm
+        assert {"scvi_pyro_2_uncertainty", f"{key}_cluster"} <= set(adata.obs)
+
+    def test_a_failure_leaves_them_all(self, used, train_quickly, unchanged):
+        adata, key = used
+        before = adata.copy()
+        with pytest.raises(RuntimeError, match="stop"):
+            train_quickly(adata, callbacks=[Stop()], key_added=key)
+        unchanged(adata, before)
+
+
+def test_queries_get_the_loadings_of_the_reference_in_the_order_of_their_genes(small, train_quickly):
+    train_quickly(small, batch_key="batch", decoder="linear")
+    query = small[:, ::-1][:10].copy()
+    del query.varm["scvi_pyro_loadings"], query.uns["scvi_pyro"]
+    scvip.tl.map_query(query, small)
+    expected = small.varm["scvi_pyro_loadings"].loc[query.var_names]
+    pd.testing.assert_frame_equal(query.varm["scvi_pyro_loadings"], expected)

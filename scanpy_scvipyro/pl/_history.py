@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scanpy_scvipyro import _select, _validate
+from scanpy_scvipyro import _stored, _validate
 from scanpy_scvipyro.pl import _figure
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def history(
     >>> [line.get_label() for line in ax.lines]
     ['training', 'validation']
     """
-    recorded = _select.trained(adata, key)["history"]
+    recorded = _stored.trained(adata, key)["history"]
     known = recorded_metrics(recorded)
     asked = [name for name in _SHOWN if name in known] or known if metrics is None else metrics
     names = _figure.choices(asked, known, "metrics")

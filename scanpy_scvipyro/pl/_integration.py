@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scanpy_scvipyro import _counts, _select, _validate
+from scanpy_scvipyro import _counts, _select, _stored, _validate
 from scanpy_scvipyro.pl import _figure
 
 if TYPE_CHECKING:
@@ -123,11 +123,13 @@ class Columns(NamedTuple):
 
 def columns_of(adata: AnnData, key: str, batch_key: str | None, labels_key: str | None) -> Columns:
     """Take the columns that were passed, or else those that the model was trained with."""
-    params = _select.trained(adata, key)["params"]
-    columns = Columns(batch_key or params.get("batch_key"), labels_key or params.get("labels_key"))
+    params = _stored.trained(adata, key)["params"]
+    if labels_key is None and params.get("labels_key") in adata.obs:  # queries need not have them
+        labels_key = params["labels_key"]
+    columns = Columns(batch_key or params.get("batch_key"), labels_key)
     for argument, column in zip(("batch_key", "labels_key"), columns, strict=True):
-        if column is not None and column not in adata.obs:
-            raise KeyError(f"{argument}={column!r} is not in adata.obs. {_validate.did_you_mean(column, adata.obs)}")
+        if column is not None:
+            _validate.check_obs_key(adata, column, argument)
     if columns.batch is not None:
         _validate.obs_column(adata, columns.batch, "batch_key")  # without missing values
     return columns

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scanpy_scvipyro import _select, _validate
+from scanpy_scvipyro import _stored, _validate
 from scanpy_scvipyro.pl import _figure
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def loadings(
     >>> [ax.get_title() for ax in axes]
     ['Z_0', 'Z_1', 'Z_2']
     """
-    decoder = _select.trained(adata, key)["model_options"]["decoder"]
+    decoder = _stored.trained(adata, key)["model_options"]["decoder"]
     if decoder != "linear":
         raise ValueError(
             f"key={key!r} is a model with decoder={str(decoder)!r}, which has no loadings of genes; "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from scanpy_scvipyro import _select, checks, data, integration, posterior, storage, training
+from scanpy_scvipyro import _select, _stored, checks, data, integration, posterior, storage, training
 from scanpy_scvipyro.pl import _integration, _posterior_predictive
 from scanpy_scvipyro.pl._integration import AFTER, BEFORE
 
@@ -56,7 +56,7 @@ def gather(
     with training.isolated_random_state(random_state):
         surprise = posterior.surprise(model, cell_data, rows)
 
-    stored = _select.trained(adata, key)
+    stored = _stored.trained(adata, key)
     names, codes = _batches(adata, columns)
     findings = [
         *_training_findings(stored, adata.n_obs),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from anndata import AnnData
 from scanpy import logging as logg
 
-from scanpy_scvipyro import _validate
+from scanpy_scvipyro import _stored, _validate
 
 if TYPE_CHECKING:
     from scanpy_scvipyro.model import SCVI
@@ -52,8 +52,12 @@ def map_query(
         Posterior mean of the latent code.
     ``adata.layers["scvi_pyro_imputed"]`` : float32 array (n_obs, n_vars)
         Expected counts at each cell's own sequencing depth; NaN for genes that the model does not know.
+    ``adata.varm["scvi_pyro_loadings"]`` : DataFrame (n_vars, n_latent)
+        Loadings of the genes, if the reference has ``decoder="linear"``.
     ``adata.uns["scvi_pyro"]`` : dict
         The model, as in the reference.
+
+    What an earlier model left under this key is removed.
 
     Raises
     ------
@@ -79,7 +83,8 @@ def map_query(
     if not isinstance(adata_ref, AnnData):
         raise TypeError(f"adata_ref is a {type(adata_ref).__name__}; pass the AnnData that holds the trained model.")
 
-    from scanpy_scvipyro import data, posterior, storage, training
+    from scanpy_scvipyro import data, storage, training
+    from scanpy_scvipyro.tl._write import write_results
 
     model, spec = storage.from_uns(adata_ref, key, module)
     positions = spec.gene_positions(adata)
@@ -88,20 +93,9 @@ def map_query(
     cell_data = data.load(adata, spec, positions)
 
     start = logg.info(f"mapping {adata.n_obs} cells onto the model {key!r}")
-    with training.isolated_random_state(0):  # the guide draws codes, of which only the mean is used
-        codes = posterior.latent_codes(model, cell_data)[0]
-    imputed = posterior.expected_counts(model, cell_data, codes, positions, adata.n_vars) if impute else None
-
+    stored = deepcopy(_stored.trained(adata_ref, key))
     adata = adata.copy() if copy else adata
-    adata.obsm[f"X_{key}"] = codes
-    if imputed is not None:
-        adata.layers[f"{key}_imputed"] = imputed
-    adata.uns[key] = deepcopy(adata_ref.uns[key])
-    logg.info(
-        "    finished",
-        time=start,
-        deep=f"added\n    'X_{key}', latent codes (adata.obsm)\n"
-        + (f"    '{key}_imputed', expected counts (adata.layers)\n" if impute else "")
-        + f"    '{key}', parameters, history and weights (adata.uns)",
-    )
+    with training.isolated_random_state(0):  # the guide draws codes, of which only the mean is used
+        added = write_results(adata, model, cell_data, positions, stored, impute=impute, key_added=key)
+    logg.info("    finished", time=start, deep=added)
     return adata if copy else None

@@ -87,7 +87,8 @@ def scvi_pyro(
         Genes to model: a boolean array (n_vars,), or the name of such a column of ``adata.var``, for example
         ``"highly_variable"``. The imputed layer is NaN for all other genes.
     labels_key
-        Column of ``adata.obs`` with labels of the cells, only used for ``dispersion="gene-label"``.
+        Column of ``adata.obs`` with labels of the cells. The model reads them with ``dispersion="gene-label"`` only;
+        otherwise they are what plots and the report show by default.
     categorical_covariate_keys, continuous_covariate_keys
         Further columns of ``adata.obs`` whose effect is to be removed, categorical or numeric. Numeric ones are used
         as they are: scale them to about unit variance.
@@ -179,6 +180,8 @@ def scvi_pyro(
         ``batch_representation="embedding"`` also ``batch_embedding``, a DataFrame with the learnt vector of each batch.
     ``adata.varm["scvi_pyro_loadings"]`` : DataFrame (n_vars, n_latent)
         With ``decoder="linear"``: loadings of the genes, on the log scale.
+
+    What an earlier model left under this name, and functions of ``tl`` wrote of it, is removed.
 
     Raises
     ------

@@ -23,6 +23,8 @@ def checked(adata: AnnData, arguments: dict[str, Any]) -> NDArray[np.bool_]:
     _validate.check_key_added(arguments["key_added"])
     if arguments["dispersion"] == "gene-label" and arguments["labels_key"] is None:
         raise ValueError("dispersion='gene-label' needs labels; pass labels_key=, a column of adata.obs.")
+    if arguments["labels_key"] is not None:
+        _validate.check_obs_key(adata, arguments["labels_key"], "labels_key")
     if arguments["library"] == "latent" and arguments["size_factor_key"] is not None:
         raise ValueError("library='latent' infers what size_factor_key sets; pass one of the two.")
     genes = _validate.gene_mask(adata, arguments["mask_var"])
@@ -39,14 +41,17 @@ def train(adata: AnnData, arguments: dict[str, Any]) -> AnnData | None:
     """
     genes = checked(adata, arguments)
 
-    from scanpy_scvipyro import data, training
-    from scanpy_scvipyro.model import SCVI
+    from scanpy_scvipyro import data, storage, training
+    from scanpy_scvipyro.model import SCVI, reads_labels
     from scanpy_scvipyro.tl._write import write_results
 
     keys = ("categorical_covariate_keys", "continuous_covariate_keys")
     arguments = arguments | {name: _validate.keys_as_list(arguments[name], name) for name in keys}
     if arguments["progress_bar"] is None:
         arguments["progress_bar"] = settings.verbosity > 0
+    labels_key, name = arguments["labels_key"], (arguments["module"] or SCVI).__name__
+    if not reads_labels(name, arguments):
+        arguments["labels_key"] = None
     spec = data.describe(adata, data.DataSpec(**taken_by(data.DataSpec, arguments)), genes)
     cell_data = data.load(adata, spec, genes)
     recipe = training.recipe(cell_data.n_cells, **taken_by(training.Recipe, arguments))
@@ -63,16 +68,14 @@ def train(adata: AnnData, arguments: dict[str, Any]) -> AnnData | None:
     with training.isolated_random_state(recipe.random_state):
         model = training.untrained(arguments["module"], cell_data, spec.n_batches, model_options, batch_offset or 0.0)
         history = training.fit(model, cell_data, recipe, **taken_by(training.fit, arguments))
+        params = vars(recipe) | {"batch_offset": batch_offset, "labels_key": labels_key}
         adata = adata.copy() if arguments["copy"] else adata
         added = write_results(
             adata,
             model,
             cell_data,
-            spec,
             genes,
-            model_options=model_options,
-            params=vars(recipe) | {"batch_offset": batch_offset},
-            history=history,
+            storage.to_uns(model, spec, model_options, params, history),
             impute=arguments["impute"],
             key_added=arguments["key_added"],
         )

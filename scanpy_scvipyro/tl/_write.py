@@ -1,50 +1,63 @@
+"""What a model writes into an AnnData under its key, and what of an earlier model it takes away."""
+
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from scanpy_scvipyro import posterior, storage
+from scanpy_scvipyro import _stored, posterior
 
 if TYPE_CHECKING:
     import numpy as np
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from scanpy_scvipyro.data import CellData, DataSpec
+    from scanpy_scvipyro.data import CellData
     from scanpy_scvipyro.model import SCVI
+
+# By field, the names of all that functions of tl write under the key of a model, {}, if they are given no other.
+_RESULTS = {
+    "obs": r"{}_(elbo|reconstruction|kl|log_likelihood|uncertainty)",
+    "obsm": r"X_{}(_var|_samples)?",
+    "layers": r"{}_(imputed(_q[\d.e-]+)?|simulated)",
+    "varm": r"{}_loadings",
+    "uns": r"(rank_genes_groups_)?{}",
+}
+
+
+def remove_results(adata: AnnData, key: str) -> None:
+    """Remove the model of this key, and what has been written of it: all of it belongs to this model alone."""
+    for field, pattern in _RESULTS.items():
+        names = [name for name in getattr(adata, field) if re.fullmatch(pattern.format(re.escape(key)), str(name))]
+        if field == "obs" and names:
+            adata.obs = adata.obs.drop(columns=names)
+        elif names:
+            for name in names:
+                del getattr(adata, field)[name]
 
 
 def write_results(
     adata: AnnData,
     module: SCVI,
     cell_data: CellData,
-    spec: DataSpec,
     genes: NDArray[np.bool_] | NDArray[np.intp],
+    stored: dict[str, Any],
     *,
-    model_options: dict[str, Any],
-    params: dict[str, Any],
-    history: pd.DataFrame,
     impute: bool,
     key_added: str,
 ) -> str:
     """Write what a trained model says of its cells, and the model itself; return the log of what was added.
 
-    ``genes`` says where the modelled genes stand in ``adata.var``, as a mask or as positions.
+    ``genes`` says where the modelled genes stand in ``adata.var``, as a mask or as positions; ``stored`` is the model
+    as :func:`scanpy_scvipyro.storage.to_uns` returns it.
     """
     latent = posterior.latent_codes(module, cell_data)[0]
     imputed = posterior.expected_counts(module, cell_data, latent, genes, adata.n_vars) if impute else None
-    is_linear = model_options["decoder"] == "linear"
+    is_linear = stored["model_options"]["decoder"] == "linear"
     loadings = posterior.loadings(module, adata.var_names, genes) if is_linear else None
-    stored = storage.to_uns(module, spec, model_options, params, history)
-    if module.batch_embedding is not None:
-        batches = pd.Index(stored["categories"][spec.batch_key], name=spec.batch_key)
-        stored["batch_embedding"] = posterior.batch_embedding(module.batch_embedding, batches)
 
-    # Nothing is attached before everything has been computed, so that a failure leaves adata as it was. What an earlier
-    # model left under the same key is not of this one.
-    adata.layers.pop(f"{key_added}_imputed", None)
-    adata.varm.pop(f"{key_added}_loadings", None)
+    # Nothing is changed before everything has been computed, so that a failure leaves adata as it was.
+    remove_results(adata, key_added)
     adata.obsm[f"X_{key_added}"] = latent
     added = f"added\n    'X_{key_added}', latent codes (adata.obsm)\n"
     if imputed is not None:
@@ -53,5 +66,5 @@ def write_results(
     if loadings is not None:
         adata.varm[f"{key_added}_loadings"] = loadings
         added += f"    '{key_added}_loadings', loadings of the genes (adata.varm)\n"
-    adata.uns[key_added] = stored
+    adata.uns[key_added] = _stored.whole(stored)
     return added + f"    '{key_added}', parameters, history and weights (adata.uns)"
