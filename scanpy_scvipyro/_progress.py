@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -12,12 +14,18 @@ T = TypeVar("T")
 
 def bar(total: int | None, description: str, unit: str, *, show: bool = True) -> Any:
     """Return a tqdm bar, hidden where nobody would see it move: in files and pipes."""
-    from tqdm.auto import tqdm
-    from tqdm.notebook import tqdm_notebook
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")  # Jupyter without ipywidgets: the bar is text
+        from tqdm.auto import tqdm
 
     # disable=None hides the bar where the output is not a terminal, which is wrong for notebooks.
-    hide = False if issubclass(tqdm, tqdm_notebook) else None
+    hide = False if _in_notebook() else None
     return tqdm(total=total, desc=description, unit=unit, disable=hide if show else True)
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 def over_cells(
