@@ -14,9 +14,16 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
+# How far a count may be from a whole number, in shares of itself: what float32 arithmetic leaves, on the way back from
+# log counts for example.
+_ROUNDING = 1e-6
+
 
 def read_counts(adata: AnnData, layer: str | None, genes: NDArray[np.bool_] | NDArray[np.intp]) -> sparse.csr_array:
-    """Check the counts of the selected genes and read them as canonical CSR in float32; the user's stay as they are."""
+    """Check the counts of the selected genes and read them as canonical CSR in float32; the user's stay as they are.
+
+    Errors of rounding are taken out.
+    """
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     if layer is not None and layer not in adata.layers:
         there = did_you_mean(layer, filter(None, adata.layers))
@@ -36,7 +43,8 @@ def read_counts(adata: AnnData, layer: str | None, genes: NDArray[np.bool_] | ND
     columns = _select.columns(genes, adata.n_vars)
     everything = isinstance(columns, slice)
     csr = sparse.csr_array(matrix if everything else matrix[:, columns])  # scipy copies also through a slice
-    _check_values(csr, where, adata)
+    if not _check_values(csr, where, adata):
+        csr.data = np.rint(csr.data)
     # The likelihoods take stored values for counts above zero. Repeated entries are summed as float32, since their sum
     # may not fit a small integer type.
     is_canonical = csr.has_canonical_format and bool(csr.data.all())
@@ -56,13 +64,16 @@ def read_counts(adata: AnnData, layer: str | None, genes: NDArray[np.bool_] | ND
     return csr
 
 
-def _check_values(csr: sparse.csr_array, where: str, adata: AnnData) -> None:
+def _check_values(csr: sparse.csr_array, where: str, adata: AnnData) -> bool:
+    """Refuse what is no count, and say whether all are whole numbers to the last digit."""
+    is_whole = True
     chunk = 1 << 22  # values at a time, so that the checks need little memory
     for start in range(0, len(csr.data), chunk):
         values = csr.data[start : start + chunk]
         if values.dtype.kind in "ub":
-            return
-        for wrong, what in ((~np.isfinite(values), "NaN or infinite values"), (values < 0, "negative values")):
+            break
+        is_negative = values < -_ROUNDING
+        for wrong, what in ((~np.isfinite(values), "NaN or infinite values"), (is_negative, "negative values")):
             if wrong.any():
                 cell, gene = _position(csr, start + int(np.argmax(wrong)))
                 msg = (
@@ -71,13 +82,21 @@ def _check_values(csr: sparse.csr_array, where: str, adata: AnnData) -> None:
                 )
                 raise ValueError(msg)
         if values.dtype.kind == "f":
-            wrong = values != np.rint(values)
+            error = _rounding_error(values)
+            wrong = error > _ROUNDING
             if wrong.any():
                 msg = (
-                    f"{where} has values that are not whole numbers, for example {values[wrong][0]:g}; it looks like "
+                    f"{where} has values that are not whole numbers, for example {values[wrong][0]!s}; it looks like "
                     f"normalized data. The model needs raw counts. {_where_counts_may_be(adata, where)}"
                 )
                 raise ValueError(msg)
+            is_whole = is_whole and not error.any()
+    return is_whole
+
+
+def _rounding_error(values: NDArray[Any]) -> NDArray[Any]:
+    """Distance from the nearest whole number, in shares of the value where it is above one."""
+    return np.abs(values - np.rint(values)) / np.maximum(values, 1)
 
 
 def _position(csr: sparse.csr_array, k: int) -> tuple[int, int]:
@@ -104,4 +123,6 @@ def _where_counts_may_be(adata: AnnData, where: str) -> str:
 
 def _is_whole(matrix: Any) -> bool:
     values = matrix.data if sparse.issparse(matrix) else np.asarray(matrix).ravel()
-    return values.dtype.kind in "iufb" and len(values) > 0 and bool(((values >= 0) & (values == np.rint(values))).all())
+    if values.dtype.kind not in "iufb" or not len(values) or not np.isfinite(values).all():
+        return False
+    return bool(((values >= -_ROUNDING) & (_rounding_error(values) <= _ROUNDING)).all())

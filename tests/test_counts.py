@@ -39,6 +39,32 @@ def test_fractions_are_refused_as_normalized_data(adata):
         read_counts(adata)
 
 
+def test_fractions_are_refused_with_the_digits_that_tell_them_from_whole_numbers(adata):
+    adata.X[0, 1] = 1.00001
+    with pytest.raises(ValueError, match=r"not whole numbers, for example 1\.00001;"):
+        read_counts(adata)
+
+
+@pytest.mark.parametrize("is_sparse", [True, False])
+def test_errors_of_rounding_are_taken_out_of_counts_and_left_in_adata(adata, is_sparse):
+    counts = np.array([[0, 2, 1], [3, 0, 70_001], [12_345, 1, 4]], dtype=np.float32)
+    there_and_back = np.expm1(np.log1p(counts / 7 * 1e4)) / 1e4 * 7
+    there_and_back[0, 0] = -1e-9
+    assert not np.array_equal(there_and_back, counts)
+    adata.X = sparse.csr_matrix(there_and_back) if is_sparse else there_and_back
+    read = read_counts(adata)
+    np.testing.assert_array_equal(read.toarray(), counts)
+    assert read.nnz == np.count_nonzero(counts)
+    np.testing.assert_array_equal(adata.X.toarray() if is_sparse else adata.X, there_and_back)
+
+
+def test_counts_with_errors_of_rounding_are_pointed_to(adata):
+    adata.layers["back"] = adata.X * np.float32(1 + 2e-7)
+    adata.X = adata.X * 0.5
+    with pytest.raises(ValueError, match=r"Whole numbers are in: layer='back'"):
+        read_counts(adata)
+
+
 def test_refusal_points_to_the_layer_and_raw_with_counts(adata):
     adata.layers["umi"] = adata.X.copy()
     adata.layers["scaled"] = adata.X * 0.3
