@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -10,6 +11,8 @@ import typer
 from scanpy_scvipyro import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from scanpy_scvipyro import _demo
 
 app = typer.Typer(
@@ -59,10 +62,8 @@ def demo(
     mpl.use("agg")
     from scanpy_scvipyro import _demo
 
-    try:
+    with _errors_in_one_line():
         adata, scores, seconds = _demo.run(max_epochs=max_epochs, random_state=random_state)
-    except ValueError as error:
-        _fail(str(error))
     _print_scores(scores, n_cells=adata.n_obs, n_genes=adata.n_vars, seconds=seconds)
     picture, data = directory / "cell_mixtures.png", directory / "cell_mixtures.h5ad"
     try:
@@ -92,7 +93,7 @@ def report(
     import matplotlib as mpl
 
     mpl.use("agg")
-    from scanpy_scvipyro import pl
+    from scanpy_scvipyro import _stored, pl
 
     if not data.exists():
         _fail(f"{str(data)!r} does not exist; name an .h5ad or .zarr that was written after training.")
@@ -100,7 +101,14 @@ def report(
         adata = ad.read_zarr(data) if data.is_dir() else ad.read_h5ad(data)
     except Exception as error:  # noqa: BLE001  h5py, zarr and anndata raise many kinds
         _fail(f"could not read {str(data)!r} as AnnData: {error}")
-    try:
+    with _errors_in_one_line():
+        module = _stored.trained(adata, key)["module"]
+        if module != "SCVI":
+            msg = (
+                f"{key!r} is a model of a class {module} of your own, which the command line cannot import; write the "
+                f"report in Python: scanpy_scvipyro.pl.report(adata, module={module})."
+            )
+            raise ValueError(msg)
         pl.report(
             adata,
             path=output,
@@ -110,8 +118,6 @@ def report(
             max_cells=max_cells,
             random_state=random_state,
         )
-    except (KeyError, OSError, TypeError, ValueError) as error:
-        _fail(str(error.args[0] if isinstance(error, KeyError) else error))
     typer.echo(f"wrote {output}")
 
 
@@ -132,6 +138,16 @@ def _print_scores(scores: dict[str, _demo.Scores], *, n_cells: int, n_genes: int
     table.add_row("NMI with the cell lines (best: 1)", f"{before.nmi:.3f}", f"{after.nmi:.3f}")
     table.add_row("neighbours of own protocol (mixed: 0.50)", f"{before.same_batch:.2f}", f"{after.same_batch:.2f}")
     Console().print(table)
+
+
+@contextlib.contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    """End the program where data, arguments or the machine are at fault; other errors are ours and show where."""
+    try:
+        yield
+    except (KeyError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        _fail(" ".join(str(message).split()) or type(error).__name__)
 
 
 def _fail(message: str) -> NoReturn:

@@ -4,10 +4,13 @@ import re
 from importlib.metadata import version
 
 import anndata as ad
+import numpy as np
 import pytest
+import typer
 from matplotlib import image
 from typer.testing import CliRunner
 
+from scanpy_scvipyro import cli
 from scanpy_scvipyro.cli import app
 
 
@@ -93,6 +96,39 @@ def test_report_refuses_bad_input_with_code_1_and_one_line(trained_small, data, 
     assert result.stderr.startswith(message)
     assert result.stderr.count("\n") == 1
     assert not list(empty_directory.glob("*.html"))
+
+
+def test_a_model_of_ones_own_class_is_sent_to_python(trained_small, empty_directory):
+    trained_small.uns["scvi_pyro"]["module"] = "Mine"
+    trained_small.write_h5ad("trained.h5ad")
+    result = CliRunner().invoke(app, ["report", "trained.h5ad"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: 'scvi_pyro' is a model of a class Mine of your own")
+    assert "scanpy_scvipyro.pl.report(adata, module=Mine)" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_errors_while_working_end_with_code_1_and_one_line(trained_small, empty_directory):
+    trained_small.uns["scvi_pyro"]["weights"]["log_inverse_dispersion"][:] = np.nan
+    trained_small.write_h5ad("trained.h5ad")
+    result = CliRunner().invoke(app, ["report", "trained.h5ad"])
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError("training diverged\n  in epoch 3"), "error: training diverged in epoch 3\n"),
+        (KeyError("key='a' is not there"), "error: key='a' is not there\n"),
+        (MemoryError(), "error: MemoryError\n"),
+        (PermissionError(13, "Permission denied", "page.html"), "error: [Errno 13] Permission denied: 'page.html'\n"),
+    ],
+)
+def test_any_error_of_data_or_machine_is_one_line(error, line, capsys):
+    with pytest.raises(typer.Exit) as ended, cli._errors_in_one_line():
+        raise error
+    assert (ended.value.exit_code, capsys.readouterr().err) == (1, line)
 
 
 def test_help_explains_commands_and_options():
