@@ -6,6 +6,7 @@ import difflib
 import functools
 import inspect
 import math
+import re
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -39,7 +40,7 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "random_state": (0, 2**32 - 1, True),
     "n_samples": (1, math.inf, True),
     "n_genes": (1, math.inf, True),
-    "max_cells": (2, math.inf, True),
+    "max_cells": (20, math.inf, True),
     "delta": (0, math.inf, False),
     "pseudocounts": (0, math.inf, False),
 }
@@ -110,7 +111,7 @@ def check_adata(adata: object, *, min_cells: int = 2) -> None:
     if adata.isbacked:
         raise ValueError("adata is backed by a file on disk; read it into memory first: adata = adata.to_memory().")
     if adata.n_obs < min_cells:
-        needed = "two are needed to fit a model" if min_cells == 2 else "one is needed"
+        needed = {1: "one is needed", 2: "two are needed to fit a model"}.get(min_cells, f"{min_cells} are needed")
         raise ValueError(f"adata has {adata.n_obs} cells; at least {needed}.")
     if adata.n_vars < 1:
         raise ValueError("adata has no genes; pass the counts of at least one.")
@@ -118,8 +119,18 @@ def check_adata(adata: object, *, min_cells: int = 2) -> None:
 
 def check_key_added(key_added: object) -> None:
     """Refuse names of results that cannot be written to a file."""
-    if not isinstance(key_added, str) or not key_added or "/" in key_added:
-        raise ValueError(f"key_added={key_added!r} was passed; pass a name without '/', which files cannot store.")
+    if not is_storable(key_added):
+        msg = f"key_added={key_added!r} was passed; pass a name without '/' that files can store, such as 'my_model'."
+        raise ValueError(msg)
+
+
+def is_storable(name: object) -> bool:
+    """Whether HDF5 files, and zarr stores, whose entries are folders, can hold an entry of this name."""
+    if not isinstance(name, str) or len(name.encode(errors="replace")) > 200:  # with a suffix, folders have up to 255
+        return False
+    is_path = name in {"", ".", ".."} or bool(set(name) & set("/\\\0"))
+    is_of_zarr = name == "zarr.json" or name.startswith(".z")
+    return not is_path and not is_of_zarr and name == name.encode(errors="ignore").decode()
 
 
 def gene_mask(adata: AnnData, mask_var: NDArray[np.bool_] | str | None) -> NDArray[np.bool_]:
@@ -189,10 +200,11 @@ def obs_codes(
     column = column.cat.remove_unused_categories()
     found = column.cat.categories.astype(str).to_numpy(dtype=str)
     if categories is None:
-        if "/" in key:
+        if not is_storable(key):
+            renamed = re.sub(r"[^\w -]", "_", key)[:100] or "unnamed"
             raise ValueError(
-                f"{argument}={key!r} has a '/', with which files cannot store the model; rename the column: "
-                f"adata.obs = adata.obs.rename(columns={{{key!r}: {key.replace('/', '_')!r}}})."
+                f"{argument}={key!r} is a name with which files cannot store the model; rename the column: "
+                f"adata.obs = adata.obs.rename(columns={{{key!r}: {renamed!r}}})."
             )
         if len(found) > adata.n_obs / 2 >= 10:  # barcodes, or a measurement
             msg = (

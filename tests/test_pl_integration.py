@@ -119,6 +119,15 @@ def test_at_most_max_cells_are_embedded(trained_small):
     assert [len(ax.collections[0].get_offsets()) for ax in axes] == [40, 40]
 
 
+@pytest.mark.parametrize("n_genes", [1, 2, 40])
+def test_four_cells_are_drawn_and_fewer_are_refused(small, train_quickly, n_genes):
+    small = small[small.X[:, -1].toarray().ravel() > 0, -n_genes:].copy()
+    train_quickly(small, batch_key="batch")
+    assert len(scvip.pl.integration(small[:4].copy(), show=False)) == 2
+    with pytest.raises(ValueError, match="adata has 3 cells; at least 4 are needed"):
+        scvip.pl.integration(small[:3].copy(), show=False)
+
+
 def test_very_many_batches_have_no_legend(small, train_quickly):
     small.obs["donor"] = np.arange(small.n_obs) // 2
     train_quickly(small, batch_key="donor")

@@ -61,5 +61,5 @@ def test_the_simulation_depends_on_the_seed_alone(trained_small):
 
 
 def test_numbers_out_of_range_are_refused(trained_small):
-    with pytest.raises(ValueError, match="max_cells=0 was passed; pass a whole number of at least 2"):
+    with pytest.raises(ValueError, match="max_cells=0 was passed; pass a whole number of at least 20"):
         scvip.pl.posterior_predictive(trained_small, max_cells=0, show=False)

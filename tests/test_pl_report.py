@@ -203,13 +203,19 @@ def test_a_model_without_batches_and_labels_is_reported_too(small, train_quickly
         ({"path": "."}, IsADirectoryError, "path='.' is a directory; name a file in it"),
         ({"key": "scvi"}, KeyError, "key='scvi' is not in adata.uns"),
         ({"labels_key": "celltype"}, KeyError, "Did you mean 'cell_type'"),
-        ({"max_cells": 1}, ValueError, "max_cells=1 was passed"),
+        ({"max_cells": 19}, ValueError, "max_cells=19 was passed; pass a whole number of at least 20"),
     ],
 )
 def test_bad_arguments_are_refused_and_nothing_is_written(trained_small, arguments, error, message, empty_directory):
     with pytest.raises(error, match=message):
         scvip.pl.report(trained_small, **arguments)
     assert not list(empty_directory.iterdir())
+
+
+def test_few_cells_are_refused_with_the_number_that_is_needed(trained_small, tmp_path):
+    with pytest.raises(ValueError, match="adata has 19 cells; at least 20 are needed"):
+        scvip.pl.report(trained_small[:19].copy(), path=tmp_path / "report.html")
+    scvip.pl.report(trained_small[:20].copy(), path=tmp_path / "report.html")
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """``tl.rank_genes_groups``: what is found, how often it is false, and that Scanpy reads it."""
 
+import re
+
 import anndata as ad
 import matplotlib as mpl
 import numpy as np
@@ -225,6 +227,26 @@ class TestScanpy:
         rank(trained_small, "cell_type", n_genes=7)
         assert trained_small.uns[KEY]["names"].shape == (7,)
 
+    @pytest.mark.parametrize("file_format", ["h5ad", "zarr"])
+    def test_groups_with_a_slash_in_their_names_are_stored(self, trained_small, file_format, tmp_path):
+        trained_small.obs["slashed"] = np.where(trained_small.obs["cell_type"] == "H1975", "T/NK", "B")
+        rank(trained_small, "slashed")
+        getattr(trained_small, f"write_{file_format}")(tmp_path / "file")
+        read = getattr(ad, f"read_{file_format}")(tmp_path / "file")
+        ours = table(trained_small, "T/NK")
+        pd.testing.assert_frame_equal(table(read, "T/NK"), ours)
+
+    def test_the_advice_on_groups_whose_shares_cannot_be_stored_works(self, trained_small, tmp_path):
+        names = trained_small.obs["cell_type"].astype(object).replace("H1975", "T/NK")
+        names.iloc[3] = np.nan
+        trained_small.obs["slashed"] = names.astype("category")
+        with pytest.raises(ValueError, match="rename the group") as refused:
+            rank(trained_small, "slashed", pts=True)
+        exec(re.search(r"rename the group: (.*)\.$", str(refused.value))[1], {"adata": trained_small})
+        rank(trained_small, "slashed", pts=True)
+        trained_small.write_zarr(tmp_path / "ranked.zarr")
+        assert ad.read_zarr(tmp_path / "ranked.zarr").uns[KEY]["pts"].columns.tolist() == ["H2228", "HCC827", "T_NK"]
+
     def test_results_go_where_they_are_asked_for(self, trained_small):
         rank(trained_small, "cell_type", key_added="markers")
         assert KEY not in trained_small.uns
@@ -244,9 +266,11 @@ class TestRefusals:
             ({"delta": -1}, ValueError, r"delta=-1 was passed; pass a number of at least 0"),
             ({"transform_batch": "nope"}, KeyError, r"which the model was not trained on"),
             ({"fdr": 0.1}, TypeError, r"has no argument 'fdr'"),
+            ({"groupby": "slashed", "pts": True}, ValueError, r"files cannot store one named 'T/NK'; leave pts out"),
         ],
     )
     def test_refusals_say_what_to_do_and_change_nothing(self, trained_small, unchanged, arguments, error, message):
+        trained_small.obs["slashed"] = np.where(trained_small.obs["cell_type"] == "H1975", "T/NK", "B")
         before = trained_small.copy()
         with pytest.raises(error, match=message):
             scvip.tl.rank_genes_groups(trained_small, **{"groupby": "cell_type"} | arguments)

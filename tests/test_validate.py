@@ -115,17 +115,38 @@ def test_backed_anndata_is_refused(adata, tmp_path):
     backed.file.close()
 
 
-@pytest.mark.parametrize("name", [None, "", "a/b", 1])
+UNFIT = ["", ".", "..", "a/b", "/a", "a/", "a\\b", "a\0b", ".zgroup", ".zattrs", "zarr.json", "\udc80", "x" * 256]
+
+
+@pytest.mark.parametrize("name", [None, 1, *UNFIT])
 def test_names_of_results_that_files_cannot_store_are_refused(name):
-    _validate.check_key_added("scvi pyro")
-    with pytest.raises(ValueError, match=rf"key_added={name!r} was passed; pass a name without '/'"):
+    with pytest.raises(ValueError, match=rf"key_added={re.escape(repr(name))} was passed; pass a name without '/'"):
         _validate.check_key_added(name)
+
+
+@pytest.mark.parametrize("file_format", ["h5ad", "zarr"])
+@pytest.mark.parametrize("name", ["scvi pyro", "...", ".a", "a.b", "__a", "café", "模型", "a:b", "x" * 200])
+def test_names_of_results_that_are_not_refused_are_stored(adata, name, file_format, tmp_path):
+    _validate.check_key_added(name)
+    adata.uns[name] = {"weights": {"w": np.ones(2)}}
+    adata.obs[f"{name}_reconstruction"] = 1.5
+    adata.obsm[f"X_{name}"] = np.ones((3, 2))
+    getattr(adata, f"write_{file_format}")(tmp_path / "file")
+    read = getattr(ad, f"read_{file_format}")(tmp_path / "file")
+    assert "w" in read.uns[name]["weights"]
+    assert f"{name}_reconstruction" in read.obs
+    assert f"X_{name}" in read.obsm
 
 
 @pytest.mark.parametrize("n_cells", [0, 1])
 def test_fewer_than_two_cells_are_refused(adata, n_cells):
     with pytest.raises(ValueError, match=rf"adata has {n_cells} cells; at least two"):
         _validate.check_adata(adata[:n_cells])
+
+
+def test_the_number_of_cells_that_are_needed_is_named(adata):
+    with pytest.raises(ValueError, match=r"adata has 3 cells; at least 20 are needed\."):
+        _validate.check_adata(adata, min_cells=20)
 
 
 def test_no_genes_are_refused(adata):
@@ -200,12 +221,14 @@ def test_numbers_and_booleans_serve_as_categories(adata, values, names):
     assert (codes.tolist(), categories.tolist()) == ([1, 0, 1], names)
 
 
-def test_a_column_that_files_cannot_store_is_refused_with_another_name(adata):
-    adata.obs["donor/plate"] = adata.obs["sample"]
-    with pytest.raises(ValueError, match=r"batch_key='donor/plate' has a '/'") as refused:
-        _validate.obs_codes(adata, "donor/plate", "batch_key")
+@pytest.mark.parametrize("name", ["donor/plate", *UNFIT])
+def test_a_column_that_files_cannot_store_is_refused_with_another_name(adata, name):
+    adata.obs[name] = adata.obs["sample"]
+    message = rf"batch_key={re.escape(repr(name))} is a name with which files cannot store the model"
+    with pytest.raises(ValueError, match=message) as refused:
+        _validate.obs_codes(adata, name, "batch_key")
     exec(re.search(r"rename the column: (.*)\.$", str(refused.value))[1], {"adata": adata})
-    assert _validate.obs_codes(adata, "donor_plate", "batch_key")[1].tolist() == ["a", "b"]
+    assert _validate.obs_codes(adata, adata.obs.columns[-1], "batch_key")[1].tolist() == ["a", "b"]
 
 
 @pytest.mark.parametrize("n_cells", [20, 100])

@@ -59,7 +59,7 @@ def integration(
         Key of the embedding in ``adata.obsm`` to compare with. By default the principal components of the log counts
         are computed, from the counts and genes of the model.
     max_cells
-        Cells to embed, drawn at random if there are more.
+        Cells to embed, at least 20, drawn at random if there are more.
     random_state
         Seed of PCA, UMAP, k-means and the choice of cells.
     show
@@ -91,7 +91,7 @@ def integration(
     >>> len(axes)
     4
     """
-    _validate.check_adata(adata)
+    _validate.check_adata(adata, min_cells=4)  # fewer have no UMAP
     _validate.check_arguments({"max_cells": max_cells, "random_state": random_state})
     columns = columns_of(adata, key, batch_key, labels_key)
     if not columns.named:
@@ -188,6 +188,8 @@ def log_pca(adata: AnnData, key: str, rows: NDArray[np.intp], random_state: int)
     normalized = AnnData(sparse.csr_matrix(counts))
     sc.pp.normalize_total(normalized)
     sc.pp.log1p(normalized)
+    if normalized.n_vars == 1:  # its own component
+        return normalized.X.toarray()
     sc.pp.pca(normalized, random_state=random_state)
     return normalized.obsm["X_pca"]
 

@@ -59,7 +59,7 @@ def posterior_predictive(
         ``"zeros"``, the share of cells without a count of each gene, simulated over real; ``"library_size"``, the
         distribution of the counts per cell.
     max_cells
-        Cells to simulate, drawn at random if there are more.
+        Cells to simulate, at least 20, drawn at random if there are more.
     module
         Your subclass of :class:`~scanpy_scvipyro.model.SCVI`, if the model is one.
     random_state

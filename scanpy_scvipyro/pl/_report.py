@@ -46,7 +46,7 @@ def report(
         Column of ``adata.obs`` with labels such as cell types, by default the one the model was trained with, if any.
         They make the scores and warnings of integration much more telling.
     max_cells
-        Cells to embed and to simulate, drawn at random if there are more; the page says so.
+        Cells to embed and to simulate, at least 20, drawn at random if there are more; the page says so.
     module
         Your subclass of :class:`~scanpy_scvipyro.model.SCVI`, if the model is one.
     random_state

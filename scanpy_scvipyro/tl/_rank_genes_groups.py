@@ -161,6 +161,13 @@ def rank_genes_groups(
     if mode not in {"change", "vanilla"}:
         raise ValueError(f"mode={mode!r} is not a choice; pass 'change' or 'vanilla'.")
     members, rest = _select.groups(adata, groupby, groups, reference)
+    if pts and (unfit := [name for name in members if not _validate.is_storable(name)]):
+        msg = (
+            f"pts=True writes a table with a column for each group, and files cannot store one named {unfit[0]!r}; "
+            f"leave pts out, or rename the group: adata.obs[{groupby!r}] = "
+            f"adata.obs[{groupby!r}].str.replace('/', '_')."
+        )
+        raise ValueError(msg)
 
     from scanpy_scvipyro import _progress, data, differential, storage, training
 
