@@ -171,6 +171,18 @@ def describe(adata: AnnData, spec: DataSpec, genes: NDArray[np.bool_]) -> DataSp
     return replace(spec, genes=adata.var_names[genes].to_numpy(dtype=str), categories=categories)
 
 
+def describe_more(adata: AnnData, spec: DataSpec) -> DataSpec:
+    """Add the batches and categories of new cells that a spec does not know, after those that it knows."""
+    keys = {spec.batch_key: "batch_key"} if spec.batch_key is not None else {}
+    keys |= dict.fromkeys(spec.categorical_covariate_keys, "categorical_covariate_keys")
+    categories = dict(spec.categories)
+    for key, argument in keys.items():
+        found = _validate.obs_codes(adata, key, argument)[1].astype(str)
+        new = found[~np.isin(found, categories[key])]
+        categories[key] = np.concatenate([categories[key], new])
+    return replace(spec, categories=categories)
+
+
 def load(adata: AnnData, spec: DataSpec, genes: NDArray[np.bool_] | NDArray[np.intp] | None = None) -> CellData:
     """Check and read what the spec names; the genes by mask or position, else by their names."""
     counts = _counts.read_counts(adata, spec.layer, spec.gene_positions(adata) if genes is None else genes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 if TYPE_CHECKING:
@@ -60,7 +61,17 @@ class HiddenLayers(nn.Module):
 
     def forward(self, x: Tensor, covariates: Tensor) -> Tensor:
         for layer, n_injected in zip(self.layers, self.n_covariates, strict=True):
-            x = layer(torch.cat([x, covariates], dim=-1) if n_injected else x)
+            if n_injected:
+                # A product of its own, so that further categories do not change the order in which the rest is summed:
+                # what the model says of known ones stays as it was to the bit.
+                linear, *rest = layer.children()
+                assert isinstance(linear, nn.Linear)
+                own, injected = linear.weight.tensor_split([-n_injected], dim=1)
+                x = F.linear(x, own.contiguous(), linear.bias) + F.linear(covariates, injected.contiguous())
+                for part in rest:
+                    x = part(x)
+            else:
+                x = layer(x)
         return x
 
 

@@ -52,7 +52,7 @@ def from_uns(adata: AnnData, key: str, module: type[SCVI] | None = None) -> tupl
         )
         raise ValueError(msg)
     known = spec(adata, key)
-    options = {name: _plain(value) for name, value in stored["model_options"].items()}
+    options = {name: plain(value) for name, value in stored["model_options"].items()}
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced
         live = module(len(known.genes), known.n_batches, **options).float()
     weights = {name: torch.tensor(np.asarray(value)) for name, value in stored["weights"].items()}
@@ -97,6 +97,6 @@ def _strings(values: NDArray[Any]) -> NDArray[np.str_]:
     return np.array([str(value) for value in values], dtype=str)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Numpy scalars, as files give them back, to Python's."""
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
