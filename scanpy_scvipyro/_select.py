@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scanpy_scvipyro import _names, _validate
 from scanpy_scvipyro._validate import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from anndata import AnnData
     from numpy.typing import NDArray
+
+    from scanpy_scvipyro._names import Name, Names
 
 
 def columns(genes: NDArray[np.bool_] | NDArray[np.intp], n_genes: int) -> slice | NDArray[Any]:
@@ -25,11 +28,14 @@ def columns(genes: NDArray[np.bool_] | NDArray[np.intp], n_genes: int) -> slice 
     return slice(None) if np.array_equal(everything[genes], everything) else genes
 
 
-def gene_positions(genes: Sequence[str] | str | None, known: NDArray[np.str_]) -> NDArray[np.intp]:
-    """Where the named genes, by default all, stand among the genes of the model."""
+def gene_positions(
+    adata: AnnData, genes: Iterable[str] | str | NDArray[np.bool_] | None, known: NDArray[np.str_]
+) -> NDArray[np.intp]:
+    """Where genes, given by name or as a mask of those of ``adata``, by default all, stand among those of the model."""
     if genes is None:
         return np.arange(len(known))
-    names = [genes] if isinstance(genes, str) else [str(name) for name in genes]
+    mask = _mask(genes, adata.n_vars, "genes")
+    names = [str(name) for name in _names.listed(genes)] if mask is None else adata.var_names[mask].tolist()
     if not names:
         raise ValueError("genes is empty; name at least one, or pass genes=None for all.")
     index = pd.Index(known)
@@ -46,27 +52,31 @@ def gene_positions(genes: Sequence[str] | str | None, known: NDArray[np.str_]) -
     return index.get_indexer(pd.Index(names))
 
 
-def cell_positions(adata: AnnData, cells: Sequence[str] | NDArray[np.bool_] | None) -> NDArray[np.intp]:
+def cell_positions(adata: AnnData, cells: Iterable[str] | NDArray[np.bool_] | None) -> NDArray[np.intp]:
     """Where the cells, given by name or as a mask and by default all, stand in ``adata``."""
     if cells is None:
         return np.arange(adata.n_obs)
-    selected = np.asarray(cells)
-    if selected.dtype == bool:
-        if selected.shape != (adata.n_obs,):
-            raise ValueError(
-                f"cells has shape {selected.shape}; a mask needs one value for each of {adata.n_obs} cells."
-            )
-        positions = np.flatnonzero(selected)
+    mask = _mask(cells, adata.n_obs, "cells")
+    if mask is not None:
+        positions = np.flatnonzero(mask)
     else:
         if not adata.obs_names.is_unique:
             raise ValueError("adata.obs_names has duplicates; pass cells as a mask, or adata.obs_names_make_unique().")
-        positions = adata.obs_names.get_indexer(selected.astype(str))
+        names = [str(name) for name in _names.listed(cells)]
+        positions = adata.obs_names.get_indexer(pd.Index(names, dtype=object))
         if (positions < 0).any():
-            missing = selected[np.argmax(positions < 0)]
-            raise KeyError(f"cells has {str(missing)!r}, which is not in adata.obs_names; pass names or a mask.")
+            missing = names[np.argmax(positions < 0)]
+            raise KeyError(f"cells has {missing!r}, which is not in adata.obs_names; pass names or a mask.")
     if not len(positions):
         raise ValueError("cells selects no cell; select at least one, or pass cells=None for all.")
     return positions
+
+
+def _mask(selection: object, length: int, argument: str) -> NDArray[np.bool_] | None:
+    mask = _names.mask(selection)
+    if mask is not None and mask.shape != (length,):
+        raise ValueError(f"{argument} has shape {mask.shape}; a mask needs one value for each of {length} {argument}.")
+    return mask
 
 
 def random_cells(n_cells: int, max_cells: int, random_state: int) -> NDArray[np.intp]:
@@ -76,50 +86,56 @@ def random_cells(n_cells: int, max_cells: int, random_state: int) -> NDArray[np.
     return np.sort(np.random.default_rng(random_state).choice(n_cells, max_cells, replace=False))
 
 
-def batch_codes(transform_batch: Sequence[str] | str | None, known: list[str] | None) -> list[int] | None:
+def batch_codes(transform_batch: Names | None, known: list[str] | None) -> list[int] | None:
     """Codes of the batches to decode in, among those of the model; None for each cell's own."""
     if transform_batch is None:
         return None
+    takes_all = isinstance(transform_batch, str) and transform_batch == "all"
     if known is None:
-        if transform_batch == "all":
+        if takes_all:
             return None
         msg = f"transform_batch={transform_batch!r}: the model was trained without batches; leave transform_batch out."
         raise ValueError(msg)
-    if transform_batch == "all":
+    if takes_all:
         return list(range(len(known)))
-    names = [transform_batch] if isinstance(transform_batch, str) else [str(name) for name in transform_batch]
-    if not names or len(set(names)) < len(names):
+    names = _names.listed(transform_batch)
+    codes = _names.positions(names, known)
+    if -1 in codes:
+        name = names[codes.index(-1)]
+        msg = f"transform_batch has {name!r}, which the model was not trained on. {did_you_mean(name, known)}"
+        raise KeyError(msg)
+    if not codes or len(set(codes)) < len(codes):
         raise ValueError(f"transform_batch={names} must name at least one batch, and each once; or pass 'all'.")
-    for name in names:
-        if name not in known:
-            msg = f"transform_batch has {name!r}, which the model was not trained on. {did_you_mean(name, known)}"
-            raise KeyError(msg)
-    return [known.index(name) for name in names]
+    return sorted(codes)
 
 
 def groups(
-    adata: AnnData, groupby: str, names: Sequence[str] | str, reference: str
+    adata: AnnData, groupby: str, names: Names, reference: Name
 ) -> tuple[dict[str, NDArray[np.intp]], NDArray[np.intp]]:
     """Cells of the named groups, or of all, and further cells to compare them with: the reference or the other groups.
 
     Cells without a value of ``groupby`` are in none.
     """
-    if groupby not in adata.obs:
-        raise KeyError(f"groupby={groupby!r} is not in adata.obs. {did_you_mean(groupby, adata.obs)}")
-    column = adata.obs[groupby].astype("category").cat.remove_unused_categories()
-    codes = column.cat.codes.to_numpy()
-    known = [str(name) for name in column.cat.categories]
-    if names != "all" and isinstance(names, str):
-        raise ValueError(f"groups={names!r} was passed; pass a list of names, or 'all'.")
-    listed = known if names == "all" else [str(name) for name in names]
-    for argument, name in [("groups", name) for name in listed] + [("reference", reference)] * (reference != "rest"):
-        if name not in known:
-            raise KeyError(f"{argument}={name!r} is not a value of adata.obs[{groupby!r}]. {did_you_mean(name, known)}")
-    asked = [name for name in known if name in listed and name != reference]
+    _validate.check_obs_key(adata, groupby, "groupby")
+    column = _names.categories(adata.obs[groupby], f"groupby={groupby!r}")
+    known = column.categories.tolist()
+
+    def code(argument: str, name: Name) -> int:
+        (found,) = _names.positions([name], known)
+        if found < 0:
+            there = did_you_mean(name, known)
+            raise KeyError(f"{argument}={name!r} is not a value of adata.obs[{groupby!r}]. {there}")
+        return found
+
+    against_all = isinstance(reference, str) and reference == "rest"
+    takes_all = isinstance(names, str) and names == "all"
+    asked = range(len(known)) if takes_all else sorted({code("groups", name) for name in _names.listed(names)})
+    against = [] if against_all else [code("reference", reference)]
+    asked = [group for group in asked if group not in against]
     if not asked or len(known) < 2:
         msg = f"groupby={groupby!r} leaves no two groups to compare; it has {known}, and reference={reference!r}."
         raise ValueError(msg)
-    members = {name: np.flatnonzero(codes == known.index(name)) for name in known}
-    against = [reference] if reference != "rest" else [name for name in known if name not in asked]
-    rest = np.concatenate([members[name] for name in against]) if against else np.array([], dtype=np.intp)
-    return {name: members[name] for name in asked}, rest
+    if against_all:
+        against = [group for group in range(len(known)) if group not in asked]
+    members = {known[group]: np.flatnonzero(column.codes == group) for group in asked}
+    return members, np.concatenate([np.flatnonzero(column.codes == group) for group in against] or [np.arange(0)])

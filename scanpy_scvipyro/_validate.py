@@ -8,11 +8,13 @@ import inspect
 import math
 import re
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+
+from scanpy_scvipyro import _names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -164,11 +166,9 @@ def gene_mask(adata: AnnData, mask_var: NDArray[np.bool_] | str | None) -> NDArr
 def check_obs_key(adata: AnnData, key: str, argument: str) -> None:
     """Refuse what is not the name of one column of adata.obs."""
     if not isinstance(key, str):
-        msg = (
-            f"{argument}={key!r} is not the name of a column of adata.obs; of several columns, make one that joins "
-            "them, or pass further ones as categorical_covariate_keys=."
-        )
-        raise TypeError(msg)
+        further = ", or pass further ones as categorical_covariate_keys=" if argument == "batch_key" else ""
+        msg = f"{argument}={key!r} is not the name of a column of adata.obs; of several, make one that joins them"
+        raise TypeError(f"{msg}{further}.")
     if key not in adata.obs:
         raise KeyError(f"{argument}={key!r} is not in adata.obs. {did_you_mean(key, adata.obs)}")
     if not isinstance(adata.obs[key], pd.Series):
@@ -191,38 +191,44 @@ def obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:
 
 
 def obs_codes(
-    adata: AnnData, key: str, argument: str, categories: NDArray[np.str_] | None = None
-) -> tuple[NDArray[Any], NDArray[Any]]:
+    adata: AnnData, key: str, argument: str, known: NDArray[np.str_] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.str_]]:
     """Codes of a categorical column and the categories that occur, or codes among the categories of a trained model."""
-    column = obs_column(adata, key, argument)
-    if not isinstance(column.dtype, pd.CategoricalDtype):
-        column = column.astype(str).astype("category")
-    column = column.cat.remove_unused_categories()
-    found = column.cat.categories.astype(str).to_numpy(dtype=str)
-    if categories is None:
-        if not is_storable(key):
-            renamed = re.sub(r"[^\w -]", "_", key)[:100] or "unnamed"
-            raise ValueError(
-                f"{argument}={key!r} is a name with which files cannot store the model; rename the column: "
-                f"adata.obs = adata.obs.rename(columns={{{key!r}: {renamed!r}}})."
-            )
-        if len(found) > adata.n_obs / 2 >= 10:  # barcodes, or a measurement
-            msg = (
-                f"{argument}={key!r} has {len(found)} different values for {adata.n_obs} cells; pass a column that "
-                "groups cells. Measurements belong into continuous_covariate_keys=."
-            )
-            raise ValueError(msg)
-        return column.cat.codes.to_numpy(np.int64), found
-    unknown = [name for name in found.tolist() if name not in set(categories)]
-    if unknown:
+    column = _names.categories(obs_column(adata, key, argument), f"{argument}={key!r}")
+    found = column.categories.to_numpy(dtype=str)
+    if known is not None:
+        codes = np.array(_names.positions(found, known.tolist()))
+        if (codes < 0).any():
+            raise ValueError(_unknown_categories(found.tolist(), known.tolist(), f"{argument}={key!r}"))
+        return codes[column.codes], known
+    if not is_storable(key):
+        renamed = re.sub(r"[^\w -]", "_", key)[:100] or "unnamed"
+        raise ValueError(
+            f"{argument}={key!r} is a name with which files cannot store the model; rename the column: "
+            f"adata.obs = adata.obs.rename(columns={{{key!r}: {renamed!r}}})."
+        )
+    if len(found) > adata.n_obs / 2 >= 10:  # barcodes, or a measurement
         msg = (
-            f"{argument}={key!r} has categories that the model was not trained on: {', '.join(map(repr, unknown))}. "
-            f"It knows: {', '.join(map(repr, categories.tolist()))}. Leave these cells out, or train on them."
+            f"{argument}={key!r} has {len(found)} different values for {adata.n_obs} cells; pass a column that "
+            "groups cells. Measurements belong into continuous_covariate_keys=."
         )
         raise ValueError(msg)
-    position = {name: code for code, name in enumerate(categories)}
-    codes = np.array([position[name] for name in found], dtype=np.int64)[column.cat.codes.to_numpy()]
-    return codes, categories
+    return column.codes.astype(np.int64), found
+
+
+def _unknown_categories(found: list[str], known: list[str], what: str) -> str:
+    """Name the categories that a model does not know, and those that may have had another name in training."""
+    unknown = [name for name, code in zip(found, _names.positions(found, known), strict=True) if code < 0]
+    msg = (
+        f"{what} has categories that the model was not trained on: {', '.join(map(repr, unknown[:20]))}. "
+        f"It knows: {', '.join(map(repr, known[:20]))}. Leave these cells out, or train on them."
+    )
+    if len(found) == len(known):
+        renamed = [(new, old) for new, old in zip(found, known, strict=True) if new != old]
+        if not {old for _, old in renamed} & set(found):  # the others stand where they stood
+            pairs = ", ".join(f"{new!r} was {old!r}" for new, old in renamed[:5])
+            msg += f" If they were renamed since ({pairs}), give them their old names."
+    return msg
 
 
 def obs_numbers(adata: AnnData, keys: Sequence[str], argument: str, *, positive: bool = False) -> NDArray[np.float32]:
@@ -244,9 +250,9 @@ def obs_numbers(adata: AnnData, keys: Sequence[str], argument: str, *, positive:
     return values
 
 
-def keys_as_list(keys: Sequence[str] | str | None, argument: str) -> list[str]:
+def keys_as_list(keys: Iterable[str] | str | None, argument: str) -> list[str]:
     """One key or several, as a list; each at most once."""
-    listed = [keys] if isinstance(keys, str) else list(keys or [])
+    listed = [] if keys is None else _names.listed(keys)
     if len(set(listed)) < len(listed):
         raise ValueError(f"{argument}={listed} names a key twice; pass each once.")
     return listed

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from scanpy_scvipyro._names import text
 from scanpy_scvipyro.data import DataSpec
 from scanpy_scvipyro.model import SCVI, reads_labels
 
@@ -118,7 +119,7 @@ def _spec(registry: Mapping[str, Any]) -> DataSpec:
         categorical_covariate_keys=categorical,
         continuous_covariate_keys=list(keys.get("continuous_covariate_keys") or ()),
         genes=np.asarray(fields["X"]["column_names"], dtype=str),
-        categories={key: np.asarray(names, dtype=str) for key, names in categories.items()},
+        categories={key: np.array([text(name) for name in names], dtype=str) for key, names in categories.items()},
     )
 
 

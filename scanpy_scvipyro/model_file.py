@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scanpy_scvipyro import _files, _stored, _validate
+from scanpy_scvipyro import _files, _names, _stored, _validate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
     from os import PathLike
 
     from numpy.typing import NDArray
@@ -29,7 +29,7 @@ def write_model(
     *,
     key: str = "scvi_pyro",
     codes: bool = False,
-    obs_keys: Sequence[str] | str | None = None,
+    obs_keys: Iterable[str] | str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a trained model as one file, with which others can map their cells: no counts, and no cells unless asked.
@@ -200,19 +200,17 @@ def _cells(adata: AnnData, key: str, stored: dict[str, Any], columns: list[str])
     return {
         "names": adata.obs_names.to_numpy(dtype=object),
         "codes": np.asarray(adata.obsm[f"X_{key}"], dtype=np.float32),
-        "obs": {name: _column(adata.obs[name]) for name in [*names, *columns]},
+        "obs": {name: _column(adata, name) for name in [*names, *columns]},
     }
 
 
-def _column(column: pd.Series) -> dict[str, Any]:
+def _column(adata: AnnData, name: str) -> dict[str, Any]:
     """Numbers as they are; everything else as categories, which keep their order."""
+    column = adata.obs[name]
     if pd.api.types.is_numeric_dtype(column) and column.dtype.kind in "biuf":
         return {"values": column.to_numpy()}
-    column = column.astype("category")
-    return {
-        "codes": column.cat.codes.to_numpy(np.int32),
-        "categories": column.cat.categories.astype(str).to_numpy(dtype=object),
-    }
+    named = _names.categories(column, f"the column {name!r} of adata.obs", only_used=False)
+    return {"codes": named.codes.astype(np.int32), "categories": named.categories.to_numpy(dtype=object)}
 
 
 def _anndata(file: Path, stored: dict[str, Any], cells: dict[str, Any] | None, key: str) -> AnnData:

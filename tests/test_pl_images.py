@@ -61,7 +61,7 @@ def numbers():
     adata = ad.AnnData(var=pd.DataFrame(index=names), obs=pd.DataFrame(index=["cell"]))
     adata.varm["scvi_pyro_loadings"] = pd.DataFrame({"Z_0": rng.normal(size=60)}, index=names)
     adata.uns["scvi_pyro"] = {
-        "weights": {},
+        **{"params": {}, "genes": names, "module": "SCVI", "weights": {}},
         "model_options": {"decoder": "linear"},
         "history": pd.DataFrame(history, index=epochs),
     }

@@ -170,6 +170,7 @@ class TestManners:
             ({"statistic": 1.5, "n_samples": 10}, ValueError, "numbers from 0 to 1"),
             ({"statistic": ["0.5"], "n_samples": 10}, ValueError, "numbers from 0 to 1"),
             ({"statistic": "median"}, ValueError, "n_samples"),
+            ({"statistic": [0.1234567, 0.1234568], "n_samples": 10}, ValueError, "alike to six digits"),
             ({"out": "missing/x.zarr"}, ValueError, "folder that does not exist"),
             ({"out": "x.zarr", "copy": True}, ValueError, "leave copy and key_added out"),
             ({"n_sample": 3}, TypeError, "Did you mean 'n_samples'"),

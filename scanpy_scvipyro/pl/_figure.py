@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from scanpy import logging as logg
 from scanpy import settings
 
+from scanpy_scvipyro import _names
 from scanpy_scvipyro._validate import did_you_mean
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from scanpy_scvipyro._names import Names
 
 # Readable side by side, also for the colour-blind, and on white.
 DATA, MODEL, FADED = "#595959", "#c2410c", "#b0b0b0"
@@ -68,12 +71,13 @@ def finish(
     return axes[0] if len(axes) == 1 else axes
 
 
-def choices(asked: Sequence[str] | str | None, known: Sequence[str], argument: str) -> list[str]:
+def choices(asked: Names | None, known: Sequence[str], argument: str) -> list[str]:
     """Return what was asked for, by default all that is known; refuse other names."""
-    names = list(known) if asked is None else [asked] if isinstance(asked, str) else list(asked)
-    if not names:
+    names = known if asked is None else _names.listed(asked)
+    if not len(names):
         raise ValueError(f"{argument} is empty; name at least one, or leave it out. {did_you_mean('', known)}")
-    for name in names:
-        if name not in known:
-            raise ValueError(f"{argument} has {name!r}, which is not there to plot. {did_you_mean(name, known)}")
-    return names
+    places = _names.positions(names, known)
+    if -1 in places:
+        name = names[places.index(-1)]
+        raise ValueError(f"{argument} has {name!r}, which is not there to plot. {did_you_mean(name, known)}")
+    return [known[place] for place in places]

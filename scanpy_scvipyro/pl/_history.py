@@ -6,7 +6,7 @@ from scanpy_scvipyro import _stored, _validate
 from scanpy_scvipyro.pl import _figure
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     import pandas as pd
     from anndata import AnnData
@@ -28,7 +28,7 @@ def history(
     adata: AnnData,
     *,
     key: str = "scvi_pyro",
-    metrics: Sequence[str] | str | None = None,
+    metrics: Iterable[str] | str | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | bool | None = None,

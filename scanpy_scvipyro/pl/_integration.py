@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scanpy_scvipyro import _counts, _select, _stored, _validate
+from scanpy_scvipyro import _counts, _names, _select, _stored, _validate
 from scanpy_scvipyro.pl import _figure
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def embed(
         BEFORE: log_pca(adata, key, rows, random_state) if before is None else np.asarray(adata.obsm[before])[rows],
         AFTER: np.asarray(adata.obsm[latent])[rows],
     }
-    obs = pd.DataFrame({column: categories(adata.obs[column].iloc[rows]) for column in columns.named})
+    obs = pd.DataFrame({column: categories(adata, column)[rows] for column in columns.named})
     obs.index = pd.RangeIndex(len(rows)).astype(str)
     cells = AnnData(obs=obs, obsm=embeddings)
     for column in columns.named:
@@ -169,11 +169,9 @@ def embed(
     return cells
 
 
-def categories(column: pd.Series) -> Any:
-    """Categories as they are, so that colours fit them; other values as strings."""
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        return column.cat.rename_categories(str).array
-    return pd.Categorical(column.astype(str).where(column.notna()))
+def categories(adata: AnnData, column: str) -> pd.Categorical:
+    """All categories of a column, also those without cells, so that colours fit them."""
+    return _names.categories(adata.obs[column], f"the column {column!r} of adata.obs", only_used=False)
 
 
 def log_pca(adata: AnnData, key: str, rows: NDArray[np.intp], random_state: int) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ from scanpy_scvipyro import _stored, _validate
 from scanpy_scvipyro.pl import _figure
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     import pandas as pd
     from anndata import AnnData
@@ -19,7 +19,7 @@ def loadings(
     adata: AnnData,
     *,
     key: str = "scvi_pyro",
-    dimensions: Sequence[str] | str | None = None,
+    dimensions: Iterable[str] | str | None = None,
     n_genes: int = 10,
     ax: Axes | None = None,
     show: bool | None = None,

@@ -8,7 +8,7 @@ from scanpy_scvipyro import _select, _validate
 from scanpy_scvipyro.pl import _figure
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from anndata import AnnData
     from matplotlib.axes import Axes
@@ -34,7 +34,7 @@ def posterior_predictive(
     adata: AnnData,
     *,
     key: str = "scvi_pyro",
-    statistics: Sequence[str] | str | None = None,
+    statistics: Iterable[str] | str | None = None,
     max_cells: int = 5000,
     module: type[SCVI] | None = None,
     random_state: int = 0,

@@ -9,11 +9,11 @@ from scanpy_scvipyro import _validate
 from scanpy_scvipyro.pl import _figure
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from scanpy_scvipyro._names import Names
 
 _LABELS = {"bayes_factor": "log Bayes factor", "proba_de": "probability of a change"}
 
@@ -22,7 +22,7 @@ _LABELS = {"bayes_factor": "log Bayes factor", "proba_de": "probability of a cha
 def rank_genes(
     adata: AnnData,
     *,
-    groups: Sequence[str] | str | None = None,
+    groups: Names | None = None,
     key: str = "scvi_pyro",
     y: str = "bayes_factor",
     n_genes: int = 10,

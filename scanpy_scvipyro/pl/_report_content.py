@@ -86,8 +86,8 @@ def _batches(adata: AnnData, columns: Columns) -> tuple[list[str], NDArray[np.in
     """Names and codes of batches, or of all cells as one."""
     if columns.batch is None:
         return ["all cells"], np.zeros(adata.n_obs, dtype=np.int64)
-    column = pd.Series(_integration.categories(adata.obs[columns.batch])).cat.remove_unused_categories()
-    return column.cat.categories.tolist(), column.cat.codes.to_numpy()
+    column = _integration.categories(adata, columns.batch).remove_unused_categories()
+    return column.categories.tolist(), column.codes
 
 
 def _training_findings(stored: dict[str, Any], n_cells: int) -> list[Finding]:

@@ -9,10 +9,12 @@ from scanpy import logging as logg
 from scanpy_scvipyro import _select, _validate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from anndata import AnnData
+    from numpy.typing import NDArray
 
+    from scanpy_scvipyro._names import Names
     from scanpy_scvipyro.model import SCVI
 
 
@@ -21,8 +23,8 @@ def gene_correlations(
     adata: AnnData,
     *,
     key: str = "scvi_pyro",
-    genes: Sequence[str] | str | None = None,
-    transform_batch: Sequence[str] | str | None = "all",
+    genes: Iterable[str] | str | NDArray[np.bool_] | None = None,
+    transform_batch: Names | None = "all",
     method: Literal["pearson", "spearman"] = "spearman",
     n_samples: int = 1,
     key_added: str | None = None,
@@ -43,7 +45,7 @@ def gene_correlations(
     key
         Name of the model, the ``key_added`` of :func:`scanpy_scvipyro.tl.scvi_pyro`.
     genes
-        Names of the genes to correlate, by default all that the model knows.
+        Genes to correlate, by default all that the model knows: their names, or a boolean array (n_vars,).
     transform_batch
         Batch to express all cells in: the name of one, or of several, over which the correlations are averaged, or
         ``"all"``. With ``None`` each cell stays in its own, and batch effects correlate genes.
@@ -92,7 +94,7 @@ def gene_correlations(
 
     model, spec = storage.from_uns(adata, key, module)
     batches = _select.batch_codes(transform_batch, spec.batches)
-    selected = _select.gene_positions(genes, spec.genes)
+    selected = _select.gene_positions(adata, genes, spec.genes)
     n_result = len(selected) if key_added is None else adata.n_vars
     # Rates and their ranks in float32 and float64, and two square matrices while one is summed up.
     n_bytes = 16 * adata.n_obs * len(selected) + 8 * len(selected) ** 2 + 4 * n_result**2

@@ -8,15 +8,16 @@ import numpy as np
 from scanpy import logging as logg
 from scanpy import settings
 
-from scanpy_scvipyro import _select, _validate
+from scanpy_scvipyro import _names, _select, _validate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from os import PathLike
 
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from scanpy_scvipyro._names import Names
     from scanpy_scvipyro.model import SCVI
 
 
@@ -25,11 +26,11 @@ def impute(
     adata: AnnData,
     *,
     key: str = "scvi_pyro",
-    transform_batch: Sequence[str] | str | None = None,
+    transform_batch: Names | None = None,
     library_size: Literal["observed", "latent"] | float = "observed",
     n_samples: int = 1,
-    statistic: Literal["mean", "median"] | float | Sequence[float] = "mean",
-    genes: Sequence[str] | str | None = None,
+    statistic: Literal["mean", "median"] | float | Iterable[float] = "mean",
+    genes: Iterable[str] | str | NDArray[np.bool_] | None = None,
     key_added: str | None = None,
     out: PathLike[str] | str | None = None,
     module: type[SCVI] | None = None,
@@ -50,8 +51,9 @@ def impute(
     key
         Name of the model, the ``key_added`` of :func:`scanpy_scvipyro.tl.scvi_pyro`.
     transform_batch
-        Batch to express all cells in, as if they had been measured there: the name of one, or of several, over which
-        the result is averaged, or ``"all"``. By default each cell stays in its own, and batch effects stay in the data.
+        Batch to express all cells in, as if they had been measured there: the name of one, as the column holds it, or
+        of several, over which the result is averaged, or ``"all"``. By default each cell stays in its own, and batch
+        effects stay in the data.
     library_size
         Counts per cell of the result: ``"observed"`` for those of each cell (or its size factor), a number such as 1e4
         for all cells alike, or ``"latent"`` for the inferred library size, if the model was trained with
@@ -63,7 +65,8 @@ def impute(
         What to report of the samples: their mean, median, or one or several quantiles (numbers between 0 and 1, which
         need ``n_samples`` above 1). Several quantiles are written to layers of their own.
     genes
-        Names of the genes to impute, by default all that the model knows. The others are NaN in the layer.
+        Genes to impute, by default all that the model knows: their names, or a boolean array (n_vars,). The others are
+        NaN in the layer.
     key_added
         Name of the layer, by default ``f"{key}_imputed"``.
     out
@@ -113,6 +116,8 @@ def impute(
     _validate.check_arguments({"n_samples": n_samples, "random_state": random_state, "key_added": key_added})
     quantiles = _quantiles(statistic, n_samples)
     suffixes = [f"q{quantile:g}" for quantile in quantiles] if len(quantiles) > 1 else [""]
+    if len(set(suffixes)) < len(suffixes):
+        raise ValueError(f"statistic={statistic!r} names quantiles that are alike to six digits; pass each once.")
     path = None if out is None else _free_path(out, key_added, copy=copy)
 
     from scanpy_scvipyro import _progress, data, posterior, storage, training
@@ -120,7 +125,7 @@ def impute(
     model, spec = storage.from_uns(adata, key, module)
     _check_library_size(library_size, model.library)
     batches = _select.batch_codes(transform_batch, spec.batches)
-    selected = _select.gene_positions(genes, spec.genes)
+    selected = _select.gene_positions(adata, genes, spec.genes)
     if path is None:
         n_bytes = 4 * adata.n_obs * adata.n_vars * len(suffixes)
         _validate.check_memory(n_bytes, "the imputed layer", "pass out=, a path to write to.")
@@ -156,14 +161,16 @@ def impute(
     return adata if copy else None
 
 
-def _quantiles(statistic: str | float | Sequence[float], n_samples: int) -> list[float]:
+def _quantiles(statistic: str | float | Iterable[float], n_samples: int) -> list[float]:
     """Return the quantiles that were asked for; none for the mean."""
-    if statistic == "mean":
-        return []
-    if isinstance(statistic, str) and statistic != "median":
-        raise ValueError(f"statistic={statistic!r} is not a choice; pass 'mean', 'median', or quantiles such as 0.95.")
-    quantiles = [0.5] if statistic == "median" else np.atleast_1d(statistic).tolist()
-    if not quantiles or not all(isinstance(quantile, float | int) and 0 <= quantile <= 1 for quantile in quantiles):
+    if isinstance(statistic, str):
+        if statistic not in {"mean", "median"}:
+            msg = f"statistic={statistic!r} is not a choice; pass 'mean', 'median', or quantiles such as 0.95."
+            raise ValueError(msg)
+        if statistic == "mean":
+            return []
+    quantiles = [0.5] if isinstance(statistic, str) else _names.listed(statistic)
+    if not quantiles or not all(isinstance(quantile, Real) and 0 <= float(quantile) <= 1 for quantile in quantiles):
         raise ValueError(f"statistic={statistic!r} was passed; quantiles are numbers from 0 to 1.")
     if n_samples == 1:
         raise ValueError(f"statistic={statistic!r} needs samples of the posterior; pass n_samples=, for example 100.")

@@ -6,15 +6,16 @@ from scanpy import logging as logg
 from scanpy import settings
 from scipy import sparse
 
-from scanpy_scvipyro import _select, _validate
+from scanpy_scvipyro import _names, _select, _validate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     import numpy as np
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from scanpy_scvipyro._names import Name
     from scanpy_scvipyro.model import SCVI
 
 
@@ -23,9 +24,9 @@ def posterior_predictive(
     adata: AnnData,
     *,
     key: str = "scvi_pyro",
-    genes: Sequence[str] | str | None = None,
-    cells: Sequence[str] | NDArray[np.bool_] | None = None,
-    transform_batch: str | None = None,
+    genes: Iterable[str] | str | NDArray[np.bool_] | None = None,
+    cells: Iterable[str] | NDArray[np.bool_] | None = None,
+    transform_batch: Name | None = None,
     key_added: str | None = None,
     module: type[SCVI] | None = None,
     progress_bar: bool | None = None,
@@ -45,7 +46,7 @@ def posterior_predictive(
     key
         Name of the model, the ``key_added`` of :func:`scanpy_scvipyro.tl.scvi_pyro`.
     genes
-        Names of the genes to simulate, by default all that the model knows.
+        Genes to simulate, by default all that the model knows: their names, or a boolean array (n_vars,).
     cells
         Cells to simulate, by default all: their names, or a boolean array (n_obs,).
     transform_batch
@@ -86,7 +87,7 @@ def posterior_predictive(
     """
     _validate.check_adata(adata, min_cells=1)
     _validate.check_arguments({"random_state": random_state, "key_added": key_added})
-    if not isinstance(transform_batch, str | None):
+    if len(_names.listed(transform_batch)) != 1:
         raise TypeError(
             f"transform_batch={transform_batch!r} was passed; counts are simulated in one batch, pass a name."
         )
@@ -95,7 +96,7 @@ def posterior_predictive(
 
     model, spec = storage.from_uns(adata, key, module)
     batches = _select.batch_codes(None if transform_batch is None else [transform_batch], spec.batches)
-    selected = _select.gene_positions(genes, spec.genes)
+    selected = _select.gene_positions(adata, genes, spec.genes)
     rows = _select.cell_positions(adata, cells)
     positions = spec.gene_positions(adata)
     cell_data = data.load(adata, spec, positions)

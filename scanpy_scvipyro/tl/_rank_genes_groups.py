@@ -8,14 +8,13 @@ from scanpy import logging as logg
 from scanpy import settings
 from scipy import sparse
 
-from scanpy_scvipyro import _select, _validate
+from scanpy_scvipyro import _names, _select, _validate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from scanpy_scvipyro._names import Name, Names
     from scanpy_scvipyro.data import CellData
     from scanpy_scvipyro.differential import Differences
     from scanpy_scvipyro.model import SCVI
@@ -26,13 +25,13 @@ def rank_genes_groups(
     adata: AnnData,
     groupby: str,
     *,
-    groups: Literal["all"] | Sequence[str] = "all",
-    reference: str = "rest",
+    groups: Names = "all",
+    reference: Name = "rest",
     mode: Literal["change", "vanilla"] = "change",
     key: str = "scvi_pyro",
     delta: float | None = None,
     pseudocounts: float | None = None,
-    transform_batch: Sequence[str] | str | None = "all",
+    transform_batch: Names | None = "all",
     n_samples: int = 5000,
     n_genes: int | None = None,
     pts: bool = False,
@@ -57,9 +56,10 @@ def rank_genes_groups(
     adata
         AnnData with counts and a trained model.
     groupby
-        Column of ``adata.obs`` with the groups. Cells without a value belong to no group.
+        Column of ``adata.obs`` with the groups: categories, text, booleans, or numbers of few values. Cells without a
+        value belong to no group.
     groups
-        Names of the groups to rank genes for, or ``"all"``.
+        Names of the groups to rank genes for, as the column holds them, or ``"all"``.
     reference
         Name of the group to compare with; ``"rest"`` is all cells of the other groups.
     mode
@@ -168,6 +168,7 @@ def rank_genes_groups(
             f"adata.obs[{groupby!r}].str.replace('/', '_')."
         )
         raise ValueError(msg)
+    reference = _names.text(reference)
 
     from scanpy_scvipyro import _progress, data, differential, storage, training
 

@@ -6,7 +6,7 @@ from scanpy_scvipyro import _validate
 from scanpy_scvipyro.tl._train import train
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy as np
     from anndata import AnnData
@@ -26,8 +26,8 @@ def scvi_pyro(
     layer: str | None = None,
     mask_var: NDArray[np.bool_] | str | None = None,
     labels_key: str | None = None,
-    categorical_covariate_keys: Sequence[str] | str | None = None,
-    continuous_covariate_keys: Sequence[str] | str | None = None,
+    categorical_covariate_keys: Iterable[str] | str | None = None,
+    continuous_covariate_keys: Iterable[str] | str | None = None,
     size_factor_key: str | None = None,
     n_latent: int = 10,
     n_hidden: int = 128,
