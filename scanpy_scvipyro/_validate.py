@@ -207,13 +207,24 @@ def obs_codes(
             f"{argument}={key!r} is a name with which files cannot store the model; rename the column: "
             f"adata.obs = adata.obs.rename(columns={{{key!r}: {renamed!r}}})."
         )
-    if len(found) > adata.n_obs / 2 >= 10:  # barcodes, or a measurement
-        msg = (
-            f"{argument}={key!r} has {len(found)} different values for {adata.n_obs} cells; pass a column that "
-            "groups cells. Measurements belong into continuous_covariate_keys=."
-        )
-        raise ValueError(msg)
+    _check_grouping(len(found), adata.n_obs, f"{argument}={key!r}")
     return column.codes.astype(np.int64), found
+
+
+def new_categories(adata: AnnData, key: str, argument: str, known: NDArray[np.str_]) -> list[str]:
+    """Categories of a column that a trained model does not know, in their order."""
+    found = _names.categories(obs_column(adata, key, argument), f"{argument}={key!r}").categories
+    new = [name for name, code in zip(found, _names.positions(found, known.tolist()), strict=True) if code < 0]
+    _check_grouping(len(new), adata.n_obs, f"{argument}={key!r}")
+    return new
+
+
+def _check_grouping(n_groups: int, n_cells: int, what: str) -> None:
+    if n_groups > n_cells / 2 >= 10:  # barcodes, or a measurement
+        raise ValueError(
+            f"{what} has {n_groups} different values for {n_cells} cells; pass a column that groups cells. "
+            "Measurements belong into continuous_covariate_keys=."
+        )
 
 
 def _unknown_categories(found: list[str], known: list[str], what: str) -> str:

@@ -177,9 +177,8 @@ def describe_more(adata: AnnData, spec: DataSpec) -> DataSpec:
     keys |= dict.fromkeys(spec.categorical_covariate_keys, "categorical_covariate_keys")
     categories = dict(spec.categories)
     for key, argument in keys.items():
-        found = _validate.obs_codes(adata, key, argument)[1].astype(str)
-        new = found[~np.isin(found, categories[key])]
-        categories[key] = np.concatenate([categories[key], new])
+        new = _validate.new_categories(adata, key, argument, categories[key])
+        categories[key] = np.concatenate([categories[key], np.array(new, dtype=str)])
     return replace(spec, categories=categories)
 
 

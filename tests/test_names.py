@@ -205,6 +205,13 @@ class TestBatches:
         scvip.tl.map_query(query, small)
         np.testing.assert_array_equal(query.obsm["X_scvi_pyro"], small.obsm["X_scvi_pyro"])
 
+    def test_of_few_new_cells_may_be_as_many_as_the_cells(self, small, train_quickly):
+        small.obs["batch"] = np.arange(small.n_obs) // 4
+        train_quickly(small, batch_key="batch")
+        query = small[::4].copy()
+        scvip.tl.map_query(query, small)
+        np.testing.assert_allclose(query.obsm["X_scvi_pyro"], small.obsm["X_scvi_pyro"][::4], atol=1e-6)
+
     def test_renamed_since_training_are_named_with_their_old_names(self, trained_small):
         trained_small.obs["batch"] = trained_small.obs["batch"].cat.rename_categories({"10x_3cl": "10x"})
         with pytest.raises(
