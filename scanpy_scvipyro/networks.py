@@ -120,10 +120,14 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor, covariates: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         features = self.hidden(z, covariates) if self.hidden else torch.cat([z, covariates], dim=-1)
-        # In float32 also under mixed precision: frequencies span seven orders of magnitude.
-        rate = self.rate(torch.cat([features, offsets], dim=-1) if self.n_offsets else features).float()
+        rate = _at_least_float32(self.rate(torch.cat([features, offsets], dim=-1) if self.n_offsets else features))
         return (
             rate.log_softmax(dim=-1) if self.normalize else rate,
-            self.dropout_logits(features).float() if self.dropout_logits else None,
-            self.log_inverse_dispersion(features).float() if self.log_inverse_dispersion else None,
+            _at_least_float32(self.dropout_logits(features)) if self.dropout_logits else None,
+            _at_least_float32(self.log_inverse_dispersion(features)) if self.log_inverse_dispersion else None,
         )
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    """Also under mixed precision, since frequencies span seven orders of magnitude."""
+    return values if values.dtype == torch.float64 else values.float()

@@ -217,8 +217,7 @@ def fit(
     with _quiet_lightning(), local_params, pyro.validation_enabled(is_validate=False):
         trainer = pl.Trainer(
             max_epochs=recipe.max_epochs,
-            # Apple's GPUs are not chosen unasked: minibatches are sparse, and nobody has tried them there.
-            accelerator=("cuda" if torch.cuda.is_available() else "cpu") if accelerator == "auto" else accelerator,
+            accelerator=accelerator,
             devices=devices,
             precision=precision,
             logger=logger,
@@ -236,7 +235,7 @@ def fit(
                 raise
     if best.weights:
         plan.load_state_dict(best.weights)
-    module.to("cpu").eval()
+    module.to("cpu", torch.float32).eval()  # whatever the precision, results are float32
     history = pd.DataFrame(plan.history)
     history.index = pd.RangeIndex(1, len(history) + 1, name="epoch")
     return history

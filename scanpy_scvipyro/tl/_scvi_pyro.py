@@ -150,8 +150,9 @@ def scvi_pyro(
     keep_best_on_interrupt
         With ``early_stopping``: on Ctrl-C, finish with the best weights so far instead of raising KeyboardInterrupt.
     accelerator, devices, precision, logger, callbacks
-        Handed to :class:`pytorch_lightning.Trainer`, but ``accelerator="auto"`` is CUDA or else the CPU. Files
-        (logs, checkpoints) are only written if you pass a logger or a
+        Handed to :class:`pytorch_lightning.Trainer`, but ``accelerator="auto"`` is CUDA or else the CPU. Precisions are
+        ``"32-true"``, ``"64-true"``, ``"bf16-mixed"`` and ``"16-mixed"`` (on the CPU the same as ``"bf16-mixed"``);
+        results are float32 with any. Files (logs, checkpoints) are only written if you pass a logger or a
         :class:`~pytorch_lightning.callbacks.ModelCheckpoint`.
     progress_bar
         Whether to show a bar with epoch, ELBO and time left; by default if ``sc.settings.verbosity`` is above 0.

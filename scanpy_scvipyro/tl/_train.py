@@ -41,12 +41,14 @@ def train(adata: AnnData, arguments: dict[str, Any]) -> AnnData | None:
     """
     genes = checked(adata, arguments)
 
-    from scanpy_scvipyro import data, storage, training
+    from scanpy_scvipyro import data, hardware, storage, training
     from scanpy_scvipyro.model import SCVI, reads_labels
     from scanpy_scvipyro.tl._write import write_results
 
     keys = ("categorical_covariate_keys", "continuous_covariate_keys")
     arguments = arguments | {name: _validate.keys_as_list(arguments[name], name) for name in keys}
+    arguments["precision"] = hardware.precision_name(arguments["precision"])
+    arguments["accelerator"] = hardware.accelerator_name(arguments["accelerator"], arguments["devices"])
     if arguments["progress_bar"] is None:
         arguments["progress_bar"] = settings.verbosity > 0
     labels_key, name = arguments["labels_key"], (arguments["module"] or SCVI).__name__
