@@ -242,9 +242,9 @@ def _unknown_categories(found: list[str], known: list[str], what: str) -> str:
     return msg
 
 
-def obs_numbers(adata: AnnData, keys: Sequence[str], argument: str, *, positive: bool = False) -> NDArray[np.float32]:
+def obs_numbers(adata: AnnData, keys: Sequence[str], argument: str, *, positive: bool = False) -> NDArray[np.float64]:
     """Numeric columns of adata.obs, (n_obs, n_keys), all finite."""
-    values = np.empty((adata.n_obs, len(keys)), dtype=np.float32)
+    values = np.empty((adata.n_obs, len(keys)), dtype=np.float64)
     for i, key in enumerate(keys):
         column = obs_column(adata, key, argument)
         if not pd.api.types.is_numeric_dtype(column):
@@ -253,8 +253,9 @@ def obs_numbers(adata: AnnData, keys: Sequence[str], argument: str, *, positive:
                 f"adata.obs[{key!r}].astype(float); names of groups belong into categorical_covariate_keys=."
             )
             raise ValueError(msg)
-        values[:, i] = column.to_numpy(np.float32)
-        if not np.isfinite(values[:, i]).all() or (positive and (values[:, i] <= 0).any()):
+        values[:, i] = column.to_numpy(np.float64)
+        limits = np.finfo(np.float32)  # in which the model computes
+        if not ((values[:, i] >= (limits.tiny if positive else limits.min)) & (values[:, i] <= limits.max)).all():
             kind = "positive and finite" if positive else "finite"
             msg = f"{argument}={key!r} has values that are not {kind}; correct them or leave these cells out."
             raise ValueError(msg)

@@ -34,6 +34,8 @@ class DataSpec:
     size_factor_key: str | None = None
     genes: NDArray[np.str_] = field(default_factory=lambda: np.array([], dtype=str))
     categories: dict[str, NDArray[np.str_]] = field(default_factory=dict)
+    standardization: NDArray[np.float64] | None = None
+    """(2, n_continuous), mean and standard deviation of the continuous covariates; None takes them as they are."""
 
     @property
     def batches(self) -> list[str] | None:
@@ -161,14 +163,37 @@ class CellData:
 
 
 def describe(adata: AnnData, spec: DataSpec, genes: NDArray[np.bool_]) -> DataSpec:
-    """Complete a spec with the genes and the categories that occur in the data."""
+    """Complete a spec with the genes, the categories, and the scales of continuous covariates in the data."""
     keys = {"batch_key": spec.batch_key, "labels_key": spec.labels_key}
     categories = {
         key: _validate.obs_codes(adata, key, argument)[1] for argument, key in keys.items() if key is not None
     }
     for key in spec.categorical_covariate_keys:
         categories[key] = _validate.obs_codes(adata, key, "categorical_covariate_keys")[1]
-    return replace(spec, genes=adata.var_names[genes].to_numpy(dtype=str), categories=categories)
+    continuous = spec.continuous_covariate_keys
+    numbers = _validate.obs_numbers(adata, continuous, "continuous_covariate_keys")
+    return replace(
+        spec,
+        genes=adata.var_names[genes].to_numpy(dtype=str),
+        categories=categories,
+        standardization=_mean_and_deviation(numbers) if continuous else None,
+    )
+
+
+def _mean_and_deviation(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean and standard deviation of columns, (2, n_columns); 0 for the deviation of constant ones."""
+    low, span = values.min(axis=0), np.ptp(values, axis=0)
+    is_constant = span <= 1e-14 * np.abs(values).max(axis=0)  # but for the last digit of float64
+    share = (values - low) / np.where(is_constant, 1, span)  # of which no square overflows
+    return np.stack([low + span * share.mean(axis=0), np.where(is_constant, 0, span * share.std(axis=0))])
+
+
+def _standardized(values: NDArray[np.float64], standardization: NDArray[np.float64] | None) -> NDArray[np.float32]:
+    """Columns of about mean 0 and variance 1, or 0 where they were constant; float32 only then, for large offsets."""
+    if standardization is not None:
+        mean, deviation = standardization
+        values = np.divide(values - mean, deviation, out=np.zeros_like(values), where=deviation > 0)
+    return values.astype(np.float32)
 
 
 def describe_more(adata: AnnData, spec: DataSpec) -> DataSpec:
@@ -197,7 +222,7 @@ def load(adata: AnnData, spec: DataSpec, genes: NDArray[np.bool_] | NDArray[np.i
     library_size = depth
     if spec.size_factor_key is not None:
         factors = _validate.obs_numbers(adata, [spec.size_factor_key], "size_factor_key", positive=True)
-        library_size = torch.from_numpy(factors)
+        library_size = torch.from_numpy(factors.astype(np.float32))
     return CellData(
         indptr=torch.from_numpy(counts.indptr.astype(np.int64)),
         # Views of the user's arrays where they can be, and never written to; torch warns of read-only arrays.
@@ -209,7 +234,7 @@ def load(adata: AnnData, spec: DataSpec, genes: NDArray[np.bool_] | NDArray[np.i
         batch=codes(spec.batch_key, "batch_key"),
         label=codes(spec.labels_key, "labels_key"),
         categorical=torch.stack(categorical, dim=1) if categorical else torch.zeros(adata.n_obs, 0, dtype=torch.int64),
-        continuous=torch.from_numpy(continuous),
+        continuous=torch.from_numpy(_standardized(continuous, spec.standardization)),
     )
 
 

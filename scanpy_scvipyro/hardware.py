@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.accelerators import AcceleratorRegistry
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,8 +34,8 @@ def accelerator_name(accelerator: str, devices: int | str | Sequence[int]) -> st
     found = [name for name in choices if name in present]
     if not found:
         msg = (
-            f"accelerator={accelerator!r} was passed, but PyTorch finds none; there is: {', '.join(map(repr, present))}. "
-            "Pass 'auto' for the best of them. A GPU is found by the build of PyTorch that was made for it."
+            f"accelerator={accelerator!r} was passed, but PyTorch finds none; there is: "
+            f"{', '.join(map(repr, present))}. Pass 'auto', or install the build of PyTorch for your device."
         )
         raise ValueError(msg)
     if devices != "auto":

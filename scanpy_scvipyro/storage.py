@@ -34,6 +34,8 @@ def to_uns(
         "model_options": _storable(model_options),
         "weights": {name: value.detach().cpu().numpy() for name, value in module.state_dict().items()},
     }
+    if spec.standardization is not None:
+        stored["standardization"] = spec.standardization
     if module.batch_embedding is not None and spec.batch_key is not None:
         batches = pd.Index(stored["categories"][spec.batch_key], name=spec.batch_key)
         vectors = stored["weights"]["batch_embedding.weight"].copy()
@@ -78,6 +80,7 @@ def spec(adata: AnnData, key: str) -> DataSpec:
         **{name: tuple(map(str, params.get(name, ()))) for name in _KEY_LISTS},  # type: ignore[arg-type]
         genes=_strings(stored["genes"]),
         categories={name: _strings(values) for name, values in stored["categories"].items()},
+        standardization=stored.get("standardization"),
     )
 
 

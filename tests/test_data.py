@@ -132,9 +132,44 @@ def test_covariates_come_with_their_cells(small):
     assert cells.batch.tolist() == obs["batch"].cat.codes.tolist()
     assert cells.label.tolist() == obs["cell_type"].cat.codes.tolist()
     assert cells.categorical[:, 0].tolist() == pd.Categorical(obs["donor"], ["x", "y", "z"]).codes.tolist()
-    np.testing.assert_allclose(cells.continuous[:, 0], obs["age"], rtol=1e-6)
+    standardized = (obs["age"] - small.obs["age"].mean()) / small.obs["age"].std(ddof=0)
+    np.testing.assert_allclose(cells.continuous[:, 0], standardized, rtol=1e-6)
     np.testing.assert_allclose(cells.library_size[:, 0], obs["factor"])
     np.testing.assert_allclose(cell_data.depth[:, 0], np.ravel(small.X.sum(axis=1)))
+
+
+@given(st.floats(1e-30, 1e30), st.floats(-1e8, 1e8), st.sampled_from([-1, 1]))
+@settings(max_examples=100, deadline=None)
+def test_continuous_covariates_may_have_any_scale_and_offset(scale, offset, sign):
+    plain = np.random.default_rng(0).normal(size=30)
+    adata = ad.AnnData(np.ones((30, 2), dtype=np.float32))
+    adata.obs["plain"], adata.obs["moved"] = plain, sign * scale * (plain + offset)
+    continuous = load(adata, continuous_covariate_keys=["plain", "moved"]).continuous.numpy()
+    np.testing.assert_allclose(continuous[:, 1], sign * continuous[:, 0], atol=1e-6)
+
+
+def test_a_year_keeps_its_months():
+    adata = ad.AnnData(np.ones((4, 2), dtype=np.float32))
+    adata.obs["date"] = 2022 + np.arange(4) / 12
+    continuous = load(adata, continuous_covariate_keys=["date"]).continuous[:, 0]
+    np.testing.assert_allclose(continuous, np.array([-3, -1, 1, 3]) / np.sqrt(5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0, 7, 1 / 3, -1e20])
+def test_constant_covariates_become_zeros(small, value):
+    small.obs["constant"] = float(value)
+    small.obs.iloc[3, -1] = np.nextafter(value, np.inf)  # rounding in another program
+    spec = data.describe(small, data.DataSpec(continuous_covariate_keys=["constant"]), np.ones(40, dtype=bool))
+    assert not data.load(small, spec).continuous.any()
+    small.obs["constant"] = np.arange(small.n_obs)  # in a query, of which the model knows nothing
+    assert not data.load(small, spec).continuous.any()
+
+
+def test_covariates_of_other_cells_are_standardized_as_those_trained_on(small):
+    small.obs["age"] = 40 + np.arange(small.n_obs) / 7
+    spec = data.describe(small, data.DataSpec(continuous_covariate_keys=["age"]), np.ones(40, dtype=bool))
+    everything, some = (data.load(cells, spec).continuous for cells in (small, small[60:]))
+    assert torch.equal(everything[60:], some)
 
 
 def test_spec_counts_the_categories_that_occur(small):

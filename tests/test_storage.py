@@ -102,6 +102,15 @@ def test_the_spec_comes_back(annotated, train_quickly):
     assert spec.genes.tolist() == annotated.var_names[annotated.var["chosen"]].tolist()
     assert spec.categories["batch"].tolist() == sorted(annotated.obs["batch"].unique())
     assert (spec.n_batches, spec.n_labels, spec.n_categories) == (3, 3, (2, 3))
+    age = annotated.obs["age"]
+    np.testing.assert_allclose(spec.standardization, [[age.mean()], [age.std(ddof=0)]])
+
+
+def test_models_stored_without_scales_of_covariates_take_them_as_they_are(annotated, train_quickly):
+    train_quickly(annotated, continuous_covariate_keys=["age"], impute=False)
+    del annotated.uns["scvi_pyro"]["standardization"]
+    spec = storage.spec(annotated, "scvi_pyro")
+    np.testing.assert_allclose(data.load(annotated, spec).continuous[:, 0], annotated.obs["age"], rtol=1e-6)
 
 
 def test_the_model_is_ready_for_use(trained_small):

@@ -55,6 +55,23 @@ def test_genes_are_matched_by_name_in_any_order_and_among_others(reference, quer
     assert np.isnan(query[:, unknown].layers["scvi_pyro_imputed"]).all()
 
 
+def test_covariates_of_any_scale_mean_the_same_for_reference_and_query(small, train_quickly):
+    year = np.random.default_rng(0).integers(0, 4, small.n_obs)
+    options = {"continuous_covariate_keys": ["year"], "encode_covariates": True}
+    codes, imputed = [], []
+    for shift, scale in ((0, 1), (2022, 1), (2**20, 2**10)):
+        small.obs["year"] = shift + scale * year
+        train_quickly(small, **options)
+        query = small[60:].copy()
+        scvip.tl.map_query(query, small)
+        np.testing.assert_allclose(query.obsm["X_scvi_pyro"], small[60:].obsm["X_scvi_pyro"], rtol=1e-4, atol=1e-6)
+        codes.append(query.obsm["X_scvi_pyro"])
+        imputed.append(query.layers["scvi_pyro_imputed"])
+    for other in (1, 2):
+        np.testing.assert_allclose(codes[other], codes[0], atol=1e-3)
+        np.testing.assert_allclose(imputed[other], imputed[0], rtol=1e-2)
+
+
 def test_mapping_the_reference_itself_gives_what_training_wrote(reference, unchanged):
     mapped = reference.copy()
     del mapped.uns["scvi_pyro"], mapped.obsm["X_scvi_pyro"], mapped.layers["scvi_pyro_imputed"]

@@ -263,7 +263,7 @@ def test_categories_unknown_to_a_model_are_refused(adata):
 def test_numbers_are_read_column_by_column(adata):
     adata.obs["n"] = [1, 2, 3]
     values = _validate.obs_numbers(adata, ["n", "age"], "continuous_covariate_keys")
-    assert values.dtype == np.float32
+    assert values.dtype == np.float64
     assert values.tolist() == [[1, 1.5], [2, 2], [3, 3]]
 
 

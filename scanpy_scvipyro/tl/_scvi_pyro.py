@@ -90,8 +90,8 @@ def scvi_pyro(
         Column of ``adata.obs`` with labels of the cells. The model reads them with ``dispersion="gene-label"`` only;
         otherwise they are what plots and the report show by default.
     categorical_covariate_keys, continuous_covariate_keys
-        Further columns of ``adata.obs`` whose effect is to be removed, categorical or numeric. Numeric ones are used
-        as they are: scale them to about unit variance.
+        Further columns of ``adata.obs`` whose effect is to be removed, categorical or numeric. Numeric ones may have
+        any scale and offset: they are standardized, by their mean and standard deviation in these cells.
     size_factor_key
         Column of ``adata.obs`` with positive numbers, of any scale, that take the place of the library size. The
         frequencies of a cell's genes then need not sum to one.
