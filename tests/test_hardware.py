@@ -107,6 +107,15 @@ def test_accelerators_that_are_not_there_are_refused_with_those_there_are(small,
     unchanged(small, before)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what is said where there is no GPU")
+def test_accelerators_that_are_not_there_are_refused_for_new_batches_too(trained_small, small, unchanged):
+    small.obs["batch"] = "new"
+    before = small.copy()
+    with pytest.raises(ValueError, match=r"accelerator='gpu' was passed, but PyTorch finds none; there is: 'cpu'"):
+        scvip.tl.map_query(small, trained_small, accelerator="gpu")
+    unchanged(small, before)
+
+
 @pytest.mark.parametrize("devices", [0, -1, [0], "0", "two", None])
 def test_devices_that_the_cpu_does_not_have_are_refused(small, train_quickly, unchanged, devices):
     before = small.copy()

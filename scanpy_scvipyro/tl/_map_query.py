@@ -122,9 +122,10 @@ def map_query(
     if not isinstance(adata_ref, AnnData):
         raise TypeError(f"adata_ref is a {type(adata_ref).__name__}; pass the AnnData that holds the trained model.")
 
-    from scanpy_scvipyro import data, storage, surgery, training
+    from scanpy_scvipyro import data, hardware, storage, surgery, training
     from scanpy_scvipyro.tl._write import write_results
 
+    accelerator = hardware.accelerator_name(accelerator, devices=1)
     model, known = storage.from_uns(adata_ref, key, module)
     positions = known.gene_positions(adata)
     if impute:
