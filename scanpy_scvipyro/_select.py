@@ -28,6 +28,11 @@ def columns(genes: NDArray[np.bool_] | NDArray[np.intp], n_genes: int) -> slice 
     return slice(None) if np.array_equal(everything[genes], everything) else genes
 
 
+def there(genes: NDArray[np.bool_] | NDArray[np.intp]) -> slice | NDArray[np.bool_]:
+    """Which of the modelled genes, given by mask or position, have a column: those at -1 have none."""
+    return slice(None) if genes.dtype == bool or (genes >= 0).all() else genes >= 0
+
+
 def gene_positions(
     adata: AnnData, genes: Iterable[str] | str | NDArray[np.bool_] | None, known: NDArray[np.str_]
 ) -> NDArray[np.intp]:

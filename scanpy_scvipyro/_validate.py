@@ -56,6 +56,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "batch_representation": ("one-hot", "embedding"),
     "decoder": ("nonlinear", "linear"),
     "prior": ("normal", "mixture"),
+    "missing_genes": ("refuse", "impute"),
 }
 
 

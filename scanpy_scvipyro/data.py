@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
-from scanpy_scvipyro import _counts, _validate
+from scanpy_scvipyro import _counts, _genes, _validate
 from scanpy_scvipyro.model import Cells
 
 if TYPE_CHECKING:
@@ -64,13 +64,9 @@ class DataSpec:
                 "order, so they cannot be told apart; call adata.var_names_make_unique() and train again."
             )
             raise ValueError(msg)
-        missing = np.setdiff1d(self.genes, adata.var_names)
-        if len(missing):
-            msg = (
-                f"{len(missing)} of the {len(self.genes)} genes of the model are not in adata.var_names, for example "
-                f"{str(missing[0])!r}; pass an AnnData with all of them, in any order."
-            )
-            raise ValueError(msg)
+        missing = ~np.isin(self.genes, adata.var_names)
+        if missing.any():
+            raise ValueError(_genes.refusal(adata, self.genes, missing))
         if not adata.var_names.is_unique:
             msg = (
                 "adata.var_names has duplicates, so genes cannot be found by name; call adata.var_names_make_unique()."

@@ -114,15 +114,16 @@ def expected_counts(
 ) -> NDArray[np.float32]:
     """Compute expected counts at each cell's own sequencing depth, (n_cells, n_vars); NaN for genes not modelled.
 
-    ``genes`` is a mask, or the positions of the modelled genes.
+    ``genes`` is a mask, or the positions of the modelled genes, -1 for those that are not there.
     """
     module.eval()
     imputed = np.full((data.n_cells, n_vars), np.nan, dtype=np.float32)
-    columns = _select.columns(genes, n_vars)
+    there = _select.there(genes)
+    columns = _select.columns(genes[there], n_vars)
     for rows, cells in data.chunks():
         z = torch.from_numpy(latent[rows]).to(cells.batch.device)
         counts = expected(module, cells, z, cells.library_size)
-        imputed[rows, columns] = counts.cpu().numpy()
+        imputed[rows, columns] = counts.cpu().numpy()[:, there]
     return imputed
 
 
@@ -256,8 +257,9 @@ def _correlations(values: NDArray[np.float32]) -> NDArray[np.float32]:
 def loadings(module: SCVI, var_names: pd.Index, genes: NDArray[np.bool_] | NDArray[np.intp]) -> pd.DataFrame:
     """Weights of a linear decoder, (n_vars, n_latent): change of log frequency per unit of the latent code.
 
-    NaN for genes not modelled; ``genes`` is a mask, or the positions of the modelled genes.
+    NaN for genes not modelled; ``genes`` is a mask, or the positions of the modelled genes, -1 where they have none.
     """
     weights = np.full((len(var_names), module.n_latent), np.nan, dtype=np.float32)
-    weights[genes] = module.decoder.rate.weight[:, : module.n_latent].detach().numpy()
+    there = _select.there(genes)
+    weights[genes[there]] = module.decoder.rate.weight[:, : module.n_latent].detach().numpy()[there]
     return pd.DataFrame(weights, index=var_names, columns=[f"Z_{i}" for i in range(module.n_latent)])

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from anndata import AnnData
 from scanpy import logging as logg
 from scanpy import settings
 
-from scanpy_scvipyro import _stored, _validate
+from scanpy_scvipyro import _genes, _stored, _validate
 
 if TYPE_CHECKING:
     from scanpy_scvipyro.model import SCVI
@@ -19,6 +19,9 @@ def map_query(
     adata_ref: AnnData,
     *,
     key: str = "scvi_pyro",
+    missing_genes: Literal["refuse", "impute"] = "refuse",
+    var_key: str | None = None,
+    ensembl_versions: bool = True,
     max_epochs: int | None = None,
     batch_size: int = 128,
     learning_rate: float = 3e-2,
@@ -44,11 +47,21 @@ def map_query(
     ----------
     adata
         AnnData with raw counts of the new cells, in the same layer as in the reference, and the same columns of
-        ``.obs``. All genes of the model must be there, in any order and among any others.
+        ``.obs``. The genes of the model may stand in any order and among any others.
     adata_ref
         AnnData with the trained model, for example from :func:`scanpy_scvipyro.read_model`. Its cells are not used.
     key
         Name of the model, and of the results.
+    missing_genes
+        What to do where genes of the model are not in ``adata``. ``"refuse"`` them, or ``"impute"``: the encoder gets
+        what the model expects of them, found by encoding, decoding and encoding again, twice. Zeros in their place, as
+        scvi-tools has them, move the codes further and cost accuracy of labels. Library sizes then count the genes that
+        were measured, on the scale of the reference. Other functions for trained models still need all genes.
+    var_key
+        Column of ``adata.var`` with the names of the genes as the model knows them; by default ``adata.var_names``.
+    ensembl_versions
+        Whether the version of an Ensembl id (``.5`` of ``ENSG00000141510.5``) is part of its name. ``False`` drops it
+        on both sides.
     max_epochs
         Passes over the cells, where there are new categories; by default as many as make 50 steps, between 5 and 50.
     batch_size, learning_rate
@@ -79,7 +92,8 @@ def map_query(
         Loadings of the genes, if the reference has ``decoder="linear"``.
     ``adata.uns["scvi_pyro"]`` : dict
         The model, as in the reference. Where categories were learnt, they are in ``categories`` and ``weights``, and
-        ``surgery`` has the ``history`` of that training as a DataFrame and its ``params``.
+        ``surgery`` has the ``history`` of that training as a DataFrame and its ``params``. ``missing_genes`` has the
+        names of genes that were imputed, if any.
 
     What an earlier model left under this key is removed.
 
@@ -88,7 +102,8 @@ def map_query(
     KeyError
         If the reference has no such model, or ``adata`` lacks a column or the layer.
     ValueError
-        If genes of the model are missing, or the counts or an argument are not as described.
+        If genes of the model are missing (and, with ``"impute"``, if all are), or the counts or an argument are not as
+        described.
     MemoryError
         If the imputed layer would not fit in the free memory.
     RuntimeError
@@ -118,25 +133,38 @@ def map_query(
         "learning_rate": learning_rate,
         "random_state": random_state,
     }
-    _validate.check_arguments(training_options)
+    _validate.check_arguments(training_options | {"missing_genes": missing_genes})
     if not isinstance(adata_ref, AnnData):
         raise TypeError(f"adata_ref is a {type(adata_ref).__name__}; pass the AnnData that holds the trained model.")
 
-    from scanpy_scvipyro import data, hardware, storage, surgery, training
+    import torch
+
+    from scanpy_scvipyro import data, hardware, missing, storage, surgery, training
     from scanpy_scvipyro.tl._write import write_results
 
     accelerator = hardware.accelerator_name(accelerator, devices=1)
     model, known = storage.from_uns(adata_ref, key, module)
-    positions = known.gene_positions(adata)
+    if missing_genes == "refuse" and var_key is None and ensembl_versions:
+        positions = known.gene_positions(adata)
+    else:
+        positions = _genes.match(
+            adata, known.genes, var_key=var_key, ensembl_versions=ensembl_versions, missing_genes=missing_genes
+        )
+    measured = positions >= 0
     if impute:
         _validate.check_memory(4 * adata.n_obs * adata.n_vars, "the imputed layer", "pass impute=False.")
+    n_bytes = 32 * adata.n_obs * int((~measured).sum())
+    _validate.check_memory(n_bytes, "expected counts of missing genes", "map fewer cells at a time.")
     spec = data.describe_more(adata, known)
-    cell_data = data.load(adata, spec, positions)
+    cell_data = data.load(adata, spec, positions[measured])
     stored = deepcopy(_stored.trained(adata_ref, key))
 
     start = logg.info(f"mapping {adata.n_obs} cells onto the model {key!r}")
     adata = adata.copy() if copy else adata
     with training.isolated_random_state(random_state):
+        if not measured.all():
+            cell_data = missing.completed(model, cell_data, torch.from_numpy(measured), known)
+            stored["missing_genes"] = known.genes[~measured].astype(object)
         if new := surgery.new_categories(known, spec):
             logg.info("    learning " + "; ".join(f"{column!r}: {', '.join(names)}" for column, names in new.items()))
             model, stored = surgery.learn(

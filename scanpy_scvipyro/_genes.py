@@ -1,0 +1,82 @@
+"""The genes of a model among those of a query: by name, by a column, and what to do without some of them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from scanpy_scvipyro._validate import did_you_mean
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+
+def match(
+    adata: AnnData,
+    genes: NDArray[np.str_],
+    *,
+    var_key: str | None,
+    ensembl_versions: bool,
+    missing_genes: str,
+) -> NDArray[np.intp]:
+    """Where the genes of a model stand in ``adata.var``, -1 for those that are missing, if some may be."""
+    where = "adata.var_names" if var_key is None else f"adata.var[{var_key!r}]"
+    if var_key is not None and var_key not in adata.var:
+        raise KeyError(f"var_key={var_key!r} is not in adata.var. {did_you_mean(var_key, adata.var)}")
+    wanted = _names(pd.Series(genes), ensembl_versions=ensembl_versions)
+    there = _names(_column(adata, var_key), ensembl_versions=ensembl_versions)
+    for names, what in ((there, where), (wanted, "the genes of the model")):
+        twice = names[names.duplicated() & names.isin(wanted)]
+        if len(twice):
+            msg = (
+                f"{len(twice)} names stand more than once in {what}, for example {twice[0]!r}, so genes cannot be told "
+                "apart by them; keep one row of each, or pass var_key= with a column of unique names."
+            )
+            raise ValueError(msg)
+    positions = there.get_indexer(wanted)
+    missing = positions < 0
+    if missing.all() or (missing.any() and missing_genes == "refuse"):
+        raise ValueError(refusal(adata, genes, missing, where))
+    return positions
+
+
+def refusal(adata: AnnData, genes: NDArray[np.str_], missing: NDArray[np.bool_], where: str = "adata.var_names") -> str:
+    """Say how many genes are missing, and what can be done."""
+    advice = "pass an AnnData with all of them, in any order"
+    if not missing.all():
+        advice += ", or map without them: tl.map_query(..., missing_genes='impute')"
+    return (
+        f"{missing.sum()} of the {len(genes)} genes of the model are not in {where}, for example "
+        f"{str(genes[np.argmax(missing)])!r}; {advice}.{_elsewhere(adata, genes, int((~missing).sum()))}"
+    )
+
+
+def _column(adata: AnnData, var_key: str | None) -> pd.Series:
+    return pd.Series(adata.var_names if var_key is None else adata.var[var_key].to_numpy())
+
+
+def _names(names: pd.Series, *, ensembl_versions: bool) -> pd.Index:
+    texts = [str(name) for name in names]
+    if not ensembl_versions:
+        texts = [re.sub(r"^(ENS[A-Z]*\d{6,})\.\d+$", r"\1", text) for text in texts]
+    return pd.Index(texts, dtype=object)
+
+
+def _elsewhere(adata: AnnData, genes: NDArray[np.str_], n_found: int) -> str:
+    """Say where more of the genes would be found."""
+    best, hint = n_found, ""
+    for key in (None, *adata.var):
+        for ensembl_versions in (True, False):
+            wanted = _names(pd.Series(genes), ensembl_versions=ensembl_versions)
+            there = _names(_column(adata, key), ensembl_versions=ensembl_versions)
+            n = int(wanted.isin(there).sum())
+            if n > best:
+                arguments = [f"var_key={key!r}"] * (key is not None) + ["ensembl_versions=False"] * (
+                    not ensembl_versions
+                )
+                best, hint = n, f" With {' and '.join(arguments)} of tl.map_query, {n} of them would be found."
+    return hint

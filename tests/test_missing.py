@@ -1,0 +1,170 @@
+"""Queries without some genes of the reference, or with other names for them."""
+
+import numpy as np
+import pytest
+import torch
+
+import scanpy_scvipyro as scvip
+from scanpy_scvipyro import data, missing, storage
+
+
+@pytest.fixture(scope="module")
+def _halves(_mixtures):
+    reference, query = _mixtures[::2].copy(), _mixtures[1::2].copy()
+    scvip.tl.scvi_pyro(reference, batch_key="batch", max_epochs=20, impute=False, progress_bar=False)
+    return reference, query
+
+
+@pytest.fixture
+def reference(_halves):
+    return _halves[0].copy()
+
+
+@pytest.fixture
+def query(_halves):
+    return _halves[1].copy()
+
+
+def without(query, share):
+    """Leave genes out at random."""
+    return query[:, np.random.default_rng(0).random(query.n_vars) >= share].copy()
+
+
+def test_codes_without_some_genes_are_nearer_to_those_of_all_than_with_zeros(reference, query):
+    thinned = without(query, 0.5)
+    zeros = query.copy()
+    zeros.X = zeros.X.multiply(query.var_names.isin(thinned.var_names)).tocsr()
+    scvip.tl.map_query(query, reference)
+    scvip.tl.map_query(zeros, reference)
+    scvip.tl.map_query(thinned, reference, missing_genes="impute")
+    codes = query.obsm["X_scvi_pyro"]
+    moved, moved_by_zeros = (np.linalg.norm(a.obsm["X_scvi_pyro"] - codes, axis=1).mean() for a in (thinned, zeros))
+    assert moved < moved_by_zeros
+
+
+def test_cells_without_half_of_the_genes_lie_among_their_line(reference, query):
+    query = without(query, 0.5)
+    scvip.tl.map_query(query, reference, missing_genes="impute")
+    distance = np.linalg.norm(query.obsm["X_scvi_pyro"][:, None] - reference.obsm["X_scvi_pyro"][None], axis=2)
+    assert (reference.obs["cell_type"].to_numpy()[distance.argmin(axis=1)] == query.obs["cell_type"]).mean() > 0.97
+
+
+def test_library_sizes_are_on_the_scale_of_the_reference(reference, query):
+    depth = np.ravel(query.X.sum(axis=1))
+    query = without(query, 0.3)
+    model, spec = storage.from_uns(reference, "scvi_pyro")
+    measured = np.isin(spec.genes, query.var_names)
+    positions = query.var_names.get_indexer(spec.genes[measured])
+    cells = missing.completed(model, data.load(query, spec, positions), torch.from_numpy(measured), spec)
+    assert np.median(cells.library_size[:, 0].numpy() / depth) == pytest.approx(1, abs=0.05)
+
+
+def test_measured_genes_keep_their_counts(reference, query):
+    query = without(query, 0.3)
+    model, spec = storage.from_uns(reference, "scvi_pyro")
+    measured = np.isin(spec.genes, query.var_names)
+    positions = query.var_names.get_indexer(spec.genes[measured])
+    cells = missing.completed(model, data.load(query, spec, positions), torch.from_numpy(measured), spec)
+    counts = next(iter(cells.chunks()))[1].counts.to_dense().numpy()
+    np.testing.assert_array_equal(counts[:, measured], query[:, spec.genes[measured]].X.toarray())
+    assert (counts[:, ~measured] > 0).all()
+    np.testing.assert_allclose(counts.sum(axis=1), cells.depth[:, 0], rtol=1e-5)
+
+
+def test_the_layer_holds_the_genes_that_are_there(reference, query):
+    query = without(query, 0.2)[:, ::-1].copy()
+    scvip.tl.map_query(query, reference, missing_genes="impute")
+    imputed = query.layers["scvi_pyro_imputed"]
+    assert np.isfinite(imputed).all()
+    correlation = np.corrcoef(np.log1p(imputed.mean(axis=0)), np.log1p(np.ravel(query.X.mean(axis=0))))[0, 1]
+    assert correlation > 0.95
+    assert set(query.uns["scvi_pyro"]["missing_genes"]) == set(reference.var_names) - set(query.var_names)
+
+
+def test_a_new_batch_may_lack_genes(reference, query):
+    query = without(query, 0.1)
+    query.obs["batch"] = "new"
+    scvip.tl.map_query(query, reference, missing_genes="impute", max_epochs=2, progress_bar=False)
+    assert np.isfinite(query.obsm["X_scvi_pyro"]).all()
+
+
+def test_loadings_are_those_of_the_genes_that_are_there(small, train_quickly):
+    reference, query = small.copy(), small[:, 5:].copy()
+    train_quickly(reference, batch_key="batch", decoder="linear")
+    scvip.tl.map_query(query, reference, missing_genes="impute")
+    loadings = query.varm["scvi_pyro_loadings"]
+    np.testing.assert_array_equal(loadings, reference.varm["scvi_pyro_loadings"].loc[query.var_names])
+
+
+def test_with_all_genes_there_is_nothing_to_impute(reference, query):
+    scvip.tl.map_query(plain := query.copy(), reference)
+    scvip.tl.map_query(query, reference, missing_genes="impute")
+    np.testing.assert_array_equal(query.obsm["X_scvi_pyro"], plain.obsm["X_scvi_pyro"])
+    assert "missing_genes" not in query.uns["scvi_pyro"]
+
+
+def test_genes_are_found_by_a_column(reference, query):
+    scvip.tl.map_query(plain := query.copy(), reference)
+    query.var["symbol"] = query.var_names
+    query.var_names = [f"id{i}" for i in range(query.n_vars)]
+    scvip.tl.map_query(query, reference, var_key="symbol")
+    np.testing.assert_array_equal(query.obsm["X_scvi_pyro"], plain.obsm["X_scvi_pyro"])
+
+
+def test_versions_of_ensembl_ids_can_be_dropped_on_either_side(small, train_quickly):
+    small.var_names = [f"ENSG{i:011d}.3" for i in range(small.n_vars)]
+    query = small.copy()
+    query.var_names = [f"ENSG{i:011d}{'.7' * (i % 2)}" for i in range(small.n_vars)]
+    train_quickly(small, batch_key="batch")
+    scvip.tl.map_query(query, small, ensembl_versions=False)
+    np.testing.assert_array_equal(query.obsm["X_scvi_pyro"], small.obsm["X_scvi_pyro"])
+
+
+def test_a_query_whose_column_would_match_is_told_so(reference, query):
+    query.var["symbol"] = query.var_names
+    query.var_names = [f"id{i}" for i in range(query.n_vars)]
+    with pytest.raises(
+        ValueError, match=r"701 of the 701 .* With var_key='symbol' of tl\.map_query, 701 of them would"
+    ):
+        scvip.tl.map_query(query, reference)
+
+
+def test_a_query_with_other_versions_is_told_so(small, train_quickly):
+    small.var_names = [f"ENSG{i:011d}.3" for i in range(small.n_vars)]
+    train_quickly(small)
+    small.var_names = [f"ENSG{i:011d}.4" for i in range(small.n_vars)]
+    query = small.copy()
+    small.var_names = small.uns["scvi_pyro"]["genes"]
+    with pytest.raises(ValueError, match=r"With ensembl_versions=False of tl\.map_query, 40 of them would be found"):
+        scvip.tl.map_query(query, small)
+
+
+def test_refused_genes_come_with_advice(reference, query):
+    with pytest.raises(ValueError, match=r"2 of the 701 genes .* missing_genes='impute'\)\.$"):
+        scvip.tl.map_query(query[:, 2:].copy(), reference)
+
+
+def test_no_gene_at_all_is_refused(reference, query, unchanged):
+    query.var_names = [f"id{i}" for i in range(query.n_vars)]
+    before = query.copy()
+    with pytest.raises(ValueError, match=r"701 of the 701 genes of the model are not in adata\.var_names"):
+        scvip.tl.map_query(query, reference, missing_genes="impute")
+    unchanged(query, before)
+
+
+def test_a_column_with_a_gene_twice_is_refused(reference, query):
+    query.var["symbol"] = ["A1BG", "A1BG", *query.var_names[2:]]
+    reference.uns["scvi_pyro"]["genes"][0] = "A1BG"
+    with pytest.raises(ValueError, match=r"more than once in adata\.var\['symbol'\], for example 'A1BG'"):
+        scvip.tl.map_query(query, reference, var_key="symbol", missing_genes="impute")
+
+
+def test_a_column_that_is_not_there_is_refused(reference, query):
+    query.var["gene_ids"] = query.var_names
+    with pytest.raises(KeyError, match=r"var_key='gene_id' is not in adata\.var\. Did you mean 'gene_ids'"):
+        scvip.tl.map_query(query, reference, var_key="gene_id")
+
+
+def test_another_choice_is_refused(reference, query):
+    with pytest.raises(ValueError, match="missing_genes='drop' is not a choice"):
+        scvip.tl.map_query(query, reference, missing_genes="drop")
