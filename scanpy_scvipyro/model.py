@@ -111,6 +111,7 @@ class SCVI(PyroModule):
         encoder_hidden = Hidden(
             n_hidden, n_layers, dropout_rate, activation, encoder_normalization, deeply_inject_covariates
         )
+        self.encoder_hidden = encoder_hidden
         # No dropout in the decoder: it would be noise on the mean of every count.
         decoder_hidden = encoder_hidden._replace(dropout_rate=0.0, normalization=decoder_normalization)
         n_encoded = n_covariates if encode_covariates else 0
