@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _PARTS = {"params", "history", "genes", "module", "model_options", "weights"}
-_DICTIONARIES = ("params", "categories", "model_options", "weights")
+_DICTIONARIES = ("params", "categories", "model_options", "weights", "labels")
 _LOST = (
     "ad.concat keeps a model only with uns_merge='same', where all have the same one. Map the cells onto a model anew: "
     "tl.map_query(adata, one_that_has_it)."

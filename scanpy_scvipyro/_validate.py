@@ -44,6 +44,7 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "n_genes": (1, math.inf, True),
     "max_cells": (20, math.inf, True),
     "delta": (0, math.inf, False),
+    "max_novelty": (0, 1, False),
     "pseudocounts": (0, math.inf, False),
 }
 _CHOICES: dict[str, tuple[str, ...]] = {

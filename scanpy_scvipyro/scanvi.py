@@ -14,6 +14,8 @@ from scanpy_scvipyro.model import SCVI
 from scanpy_scvipyro.networks import HiddenLayers
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pyro.distributions import TorchDistribution
 
     from scanpy_scvipyro.model import Cells
@@ -52,8 +54,19 @@ class SCANVI(SCVI):
         self.classifier_hidden = HiddenLayers(self.n_latent, 0, hidden)
         n_features = hidden.n_hidden if n_classifier_layers else self.n_latent
         self.classifier_logits = nn.Linear(n_features, n_labels)
-        # Cells for each labelled one, so that few labels are not drowned by the counts of all cells.
         self.register_buffer("classification_weight", torch.ones(()))
+
+    @torch.no_grad()
+    def continue_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Start from the weights of a trained SCVI; the components of a mixture prior become the free ones."""
+        state = self.state_dict()
+        for name, value in weights.items():
+            (state[name][self.n_labels :] if name.startswith("prior_") else state[name]).copy_(value)
+
+    @torch.no_grad()
+    def weigh_labels(self, label: Tensor) -> None:
+        """Let few labels count as much as if every cell had one, so that the counts of all cells do not drown them."""
+        self.classification_weight.fill_(len(label) / int((label > 0).sum()))
 
     def model(self, cells: Cells, kl_weight: float = 1.0) -> Tensor:
         """p(z | label) p(library size) q(label | z) p(counts | z, library size, batch)."""

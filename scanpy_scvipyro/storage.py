@@ -11,6 +11,7 @@ import torch
 from scanpy_scvipyro import _stored
 from scanpy_scvipyro.data import DataSpec
 from scanpy_scvipyro.model import SCVI, reads_labels
+from scanpy_scvipyro.scanvi import SCANVI
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -46,7 +47,7 @@ def to_uns(
 def from_uns(adata: AnnData, key: str, module: type[SCVI] | None = None) -> tuple[SCVI, DataSpec]:
     """Rebuild the module and what it reads from an AnnData."""
     stored = _stored.trained(adata, key)
-    module = module or SCVI
+    module = module or {cls.__name__: cls for cls in (SCVI, SCANVI)}.get(stored["module"], SCVI)
     if stored["module"] != module.__name__:
         msg = (
             f"adata.uns[{key!r}] holds the weights of a {stored['module']}, not of {module.__name__}; "
@@ -73,7 +74,7 @@ def spec(adata: AnnData, key: str) -> DataSpec:
     """Rebuild what the model reads from an AnnData."""
     stored = _stored.trained(adata, key)
     params: dict[str, Any] = dict(stored["params"])
-    if not reads_labels(stored["module"], stored["model_options"]):
+    if "labels" in stored or not reads_labels(stored["module"], stored["model_options"]):
         params.pop("labels_key", None)
     return DataSpec(
         **{name: params.get(name) for name in _KEYS},  # type: ignore[arg-type]

@@ -27,6 +27,7 @@ from scanpy_scvipyro.posterior import elbo_terms
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from numpy.typing import NDArray
     from pytorch_lightning.loggers import Logger
     from torch import Tensor
 
@@ -96,6 +97,18 @@ def untrained(
         model = (module or SCVI)(data.n_genes, n_batches, **options).float()
     model.start_from(*data.log_frequencies(), data.log_library_size(), batch_offset)
     return model
+
+
+def unseen(data: CellData, recipe: Recipe) -> NDArray[np.intp]:
+    """Cells that :func:`fit` holds out of training."""
+    rows: NDArray[np.intp] = _cells(data, recipe).validation_rows.numpy()
+    return rows
+
+
+def _cells(data: CellData, recipe: Recipe) -> CellDataModule:
+    return CellDataModule(
+        data, train_size=recipe.train_size, batch_size=recipe.batch_size, random_state=recipe.random_state
+    )
 
 
 class TrainingPlan(pl.LightningModule):
@@ -207,9 +220,7 @@ def fit(
         callbacks += [best, stop]
     if progress_bar:
         callbacks.append(EpochProgress())
-    cells = CellDataModule(
-        data, train_size=recipe.train_size, batch_size=recipe.batch_size, random_state=recipe.random_state
-    )
+    cells = _cells(data, recipe)
     # glibc returns freed memory to the kernel until it has seen a large block freed; each step would then fetch all its
     # buffers anew, a sixth of its time.
     torch.empty(8_000_000 - 4096)

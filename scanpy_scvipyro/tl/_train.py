@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from scanpy import logging as logg
 from scanpy import settings
 
@@ -11,9 +13,11 @@ from scanpy_scvipyro import _validate
 from scanpy_scvipyro._arguments import taken_by
 
 if TYPE_CHECKING:
-    import numpy as np
     from anndata import AnnData
     from numpy.typing import NDArray
+    from torch import Tensor
+
+    from scanpy_scvipyro.labels import Given
 
 
 def checked(adata: AnnData, arguments: dict[str, Any]) -> NDArray[np.bool_]:
@@ -33,16 +37,21 @@ def checked(adata: AnnData, arguments: dict[str, Any]) -> NDArray[np.bool_]:
     return genes
 
 
-def train(adata: AnnData, arguments: dict[str, Any]) -> AnnData | None:
-    """Check, train, and write the results.
+def train(
+    adata: AnnData, arguments: dict[str, Any], given: Given | None = None, start: dict[str, Tensor] | None = None
+) -> AnnData | None:
+    """Check, train, and write the results; with the labels that are given, if any, and from start weights, if any.
 
     ``arguments`` are those of ``tl.scvi_pyro`` by name. Each goes to what declares it: those of the data to
     ``DataSpec``, of the model to ``SCVI``, of training to ``Recipe``, of Lightning to ``training.fit``.
     """
     genes = checked(adata, arguments)
 
-    from scanpy_scvipyro import data, hardware, storage, training
+    import torch
+
+    from scanpy_scvipyro import data, hardware, labels, storage, training
     from scanpy_scvipyro.model import SCVI, reads_labels
+    from scanpy_scvipyro.scanvi import SCANVI
     from scanpy_scvipyro.tl._write import write_results
 
     keys = ("categorical_covariate_keys", "continuous_covariate_keys")
@@ -51,35 +60,49 @@ def train(adata: AnnData, arguments: dict[str, Any]) -> AnnData | None:
     arguments["accelerator"] = hardware.accelerator_name(arguments["accelerator"], arguments["devices"])
     if arguments["progress_bar"] is None:
         arguments["progress_bar"] = settings.verbosity > 0
-    labels_key, name = arguments["labels_key"], (arguments["module"] or SCVI).__name__
-    if not reads_labels(name, arguments):
+    labels_key, module = arguments["labels_key"], arguments["module"] or (SCVI if given is None else SCANVI)
+    if given is not None or not reads_labels(module.__name__, arguments):
         arguments["labels_key"] = None
     spec = data.describe(adata, data.DataSpec(**taken_by(data.DataSpec, arguments)), genes)
     cell_data = data.load(adata, spec, genes)
     recipe = training.recipe(cell_data.n_cells, **taken_by(training.Recipe, arguments))
     batch_offset = arguments["batch_offset"]
     model_options = taken_by(SCVI, arguments) | {
-        "n_labels": spec.n_labels,
+        "n_labels": spec.n_labels if given is None else len(given.names),
         "n_categories": spec.n_categories,
         "n_continuous": len(spec.continuous_covariate_keys),
         "has_batch_offset": batch_offset is not None,
         "has_size_factor": spec.size_factor_key is not None,
     }
+    training_data = cell_data
+    if given is not None:
+        unseen = training.unseen(cell_data, recipe)
+        held_out = given.hold_out(unseen, recipe.random_state)
+        if unlearnt := given.unlearnt(unseen):
+            logg.warning(
+                f"no cell of {', '.join(map(repr, unlearnt))} is among those trained on, so they are not learnt; "
+                "label more cells, or pass train_size=1."
+            )
+        training_data = replace(cell_data, label=torch.from_numpy(np.where(held_out, 0, given.codes)))
 
-    start = logg.info(f"training scVI on {adata.n_obs} cells and {len(spec.genes)} genes")
+    name = "scVI" if given is None else "scANVI"
+    begin = logg.info(f"training {name} on {adata.n_obs} cells and {len(spec.genes)} genes")
     with training.isolated_random_state(recipe.random_state):
-        model = training.untrained(arguments["module"], cell_data, spec.n_batches, model_options, batch_offset or 0.0)
-        history = training.fit(model, cell_data, recipe, **taken_by(training.fit, arguments))
+        model = training.untrained(module, training_data, spec.n_batches, model_options, batch_offset or 0.0)
+        if given is not None:
+            assert isinstance(model, SCANVI)
+            model.weigh_labels(training_data.label)
+            if start is not None:
+                model.continue_from(start)
+        history = training.fit(model, training_data, recipe, **taken_by(training.fit, arguments))
         params = vars(recipe) | {"batch_offset": batch_offset, "labels_key": labels_key}
+        params |= {"init_from": arguments.get("init_from")}
+        stored = storage.to_uns(model, spec, model_options, params, history)
+        if given is not None:
+            stored["labels"] = labels.learn(model, cell_data, given, held_out)
         adata = adata.copy() if arguments["copy"] else adata
         added = write_results(
-            adata,
-            model,
-            cell_data,
-            genes,
-            storage.to_uns(model, spec, model_options, params, history),
-            impute=arguments["impute"],
-            key_added=arguments["key_added"],
+            adata, model, cell_data, genes, stored, impute=arguments["impute"], key_added=arguments["key_added"]
         )
-    logg.info("    finished", time=start, deep=added)
+    logg.info("    finished", time=begin, deep=added)
     return adata if arguments["copy"] else None

@@ -1,0 +1,307 @@
+"""Labels: transfer to cells whose labels were hidden, and types that the labels lack, beside other methods.
+
+Each result is one line of a file, written as it is measured; what is there already is not measured again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import _common
+import numpy as np
+import pandas as pd
+import scanpy as sc
+import typer
+from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+
+import scanpy_scvipyro as scvip
+from scanpy_scvipyro import datasets, training
+
+app = typer.Typer(help=__doc__, no_args_is_help=True)
+LABELS_KEY, UNLABELLED = "given", "unlabelled"
+Results = Annotated[Path, typer.Option(help="File of results, one JSON object per line.")]
+Sets = Annotated[str, typer.Option(help="Data sets, separated by commas.")]
+
+
+class Predicted(NamedTuple):
+    labels: np.ndarray
+    confidence: np.ndarray
+    """Probability of the label."""
+    seconds: float
+    """Processor time, which other processes do not change."""
+    codes: np.ndarray | None = None
+
+
+@app.command()
+def transfer(
+    results: Results = Path("labels.jsonl"),
+    sets: Sets = "mixtures,plates,facs,pbmc",
+    methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "scanvi_pyro,knn,celltypist,scanvi",
+    seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 3,
+    scib: Annotated[bool, typer.Option(help="Also score the codes of cells in several batches.")] = False,
+) -> None:
+    """Hide labels, predict them, and compare with the truth: accuracy, macro-F1, calibration error, processor time.
+
+    Default against default, on the same cells and labels. scanvi_pyro is tl.scanvi_pyro without the imputed layer;
+    scanvi is scvi-tools: SCVI, then SCANVI from it, as in its tutorial; the seconds are those of both. knn is the
+    share of 15 nearest labelled neighbours in the codes of tl.scvi_pyro, whose training is part of the seconds.
+    celltypist is trained on log-normalised counts of the same genes. Unsupervised models are trained once per data set
+    and seed.
+    """
+    _common.quiet()
+    done = {
+        (row["data"], row["task"], row["method"], row["seed"], scib)
+        for row in _read(results)
+        if scib <= ("scIB total" in row)
+    }
+    for name, seed in itertools.product(sets.split(","), range(seeds)):
+        adata = load(name)
+        truth = adata.obs["cell_type"].astype(str).to_numpy()
+        unsupervised: dict[str, object] = {}
+        for task, is_hidden in tasks(adata, name, seed):
+            adata.obs[LABELS_KEY] = pd.Categorical(np.where(is_hidden, UNLABELLED, truth))
+            for method in methods.split(","):
+                if (name, task, method, seed, scib) in done:
+                    continue
+                predicted = METHODS[method](adata, is_hidden, seed, unsupervised)
+                row = {"data": name, "task": task, "method": method, "seed": seed}
+                row |= scores(truth[is_hidden], predicted.labels[is_hidden], predicted.confidence[is_hidden])
+                row["CPU seconds"] = predicted.seconds
+                if scib and predicted.codes is not None and batch_key(adata):
+                    row |= scib_of(adata, predicted.codes)
+                _append(results, row)
+
+
+@app.command()
+def novelty(
+    results: Results = Path("novelty.jsonl"),
+    sets: Sets = "mixtures,plates,facs,pbmc",
+    seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 1,
+) -> None:
+    """Leave out a type, labels and cells, and map it as a query with a quarter of the other cells: AUROC of novelty.
+
+    Beside it one less the largest probability, and the uncertainty of the Human Lung Cell Atlas: one less the weighted
+    share of the label among the 15 nearest reference cells.
+    """
+    _common.quiet()
+    done = {(row["data"], row["type"], row["seed"]) for row in _read(results)}
+    for name, seed in itertools.product(sets.split(","), range(seeds)):
+        adata = load(name)
+        adata.obs[LABELS_KEY] = adata.obs["cell_type"].astype(str)
+        sizes = adata.obs[LABELS_KEY].value_counts()
+        for left_out in sizes.index[sizes >= 10]:
+            if (name, left_out, seed) in done:
+                continue
+            is_unknown = (adata.obs[LABELS_KEY] == left_out).to_numpy()
+            in_query = is_unknown | (np.random.default_rng(seed).random(adata.n_obs) < 0.25)
+            reference, query = adata[~in_query].copy(), adata[in_query].copy()
+            options = {"impute": False, "progress_bar": False, "random_state": seed}
+            scvip.tl.scanvi_pyro(reference, labels_key=LABELS_KEY, batch_key=batch_key(adata), **options)
+            scvip.tl.map_query(query, reference, key="scanvi_pyro", impute=False)
+            by_measure = {
+                "novelty": query.obs["scanvi_pyro_novelty"],
+                "1 - largest probability": -query.obs["scanvi_pyro_probability"],
+                "kNN uncertainty": knn_uncertainty(reference, query),
+            }
+            row = {"data": name, "type": left_out, "seed": seed, "cells": int(is_unknown.sum())}
+            known = query.obs["scanvi_pyro_novelty"][~is_unknown[in_query]]
+            row |= {measure: roc_auc_score(is_unknown[in_query], values) for measure, values in by_measure.items()}
+            _append(results, row | {"known above 0.99": float((known > 0.99).mean())})
+
+
+@app.command()
+def cost(labels: Annotated[str, typer.Option(help="Numbers of labels.")] = "10,50,200") -> None:
+    """Time a training step at several numbers of labels, given to the PBMC at random, beside tl.scvi_pyro."""
+    _common.quiet()
+    adata = load("pbmc")
+    rng, rows = np.random.default_rng(0), []
+    for n_labels in (0, *map(int, labels.split(","))):
+        ends = _StepEnds()
+        options = {"batch_key": "batch", "max_epochs": 6, "impute": False, "progress_bar": False, "callbacks": [ends]}
+        if n_labels:
+            adata.obs[LABELS_KEY] = pd.Categorical(rng.integers(n_labels, size=adata.n_obs).astype(str))
+            scvip.tl.scanvi_pyro(adata, labels_key=LABELS_KEY, **options)
+        else:
+            scvip.tl.scvi_pyro(adata, prior="mixture", **options)
+        rows.append({"labels": n_labels or "none (scVI)", "ms per step": 1000 * ends.median_seconds()})
+    _common.report(pd.DataFrame(rows), "labels_cost", None)
+
+
+@app.command()
+def tables(
+    results: Results = Path("labels.jsonl"),
+    novelty_results: Annotated[Path, typer.Option(help="File of the results of novelty.")] = Path("novelty.jsonl"),
+) -> None:
+    """Print what was measured so far, medians over seeds."""
+    if rows := _read(results):
+        table = pd.DataFrame(rows).groupby(["data", "task", "method"], sort=False)
+        medians = table.median(numeric_only=True).drop(columns="seed")
+        medians.insert(0, "seeds", table.size())
+        _common.report(medians.reset_index(), "labels_transfer", None, decimals=3)
+    if rows := _read(novelty_results):
+        table = pd.DataFrame(rows).drop(columns=["seed", "type", "cells"]).groupby("data", sort=False)
+        _common.report(table.median().assign(types=table.size()).reset_index(), "labels_novelty", None, decimals=3)
+
+
+class _StepEnds(_common.StepEnds, training.Callback):
+    """Callback of Lightning that notes when steps end."""
+
+
+def load(name: str) -> sc.AnnData:
+    """Read a data set, with at most 2,000 genes."""
+    if name == "mixtures":
+        return datasets.cell_mixtures()
+    if name != "facs":
+        return _common.load(name)
+    adata = datasets.pbmc_facs_zheng()
+    sc.pp.highly_variable_genes(adata, n_top_genes=2000, flavor="seurat_v3", subset=True)
+    return adata
+
+
+def batch_key(adata: sc.AnnData) -> str | None:
+    return "batch" if len(adata.obs["batch"].unique()) > 1 else None
+
+
+def tasks(adata: sc.AnnData, name: str, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Tasks, and the cells whose labels they hide."""
+    truth, rng = adata.obs["cell_type"].astype(str).to_numpy(), np.random.default_rng(seed)
+
+    def keep(n_kept: Callable[[int], int]) -> np.ndarray:
+        is_hidden = np.ones(adata.n_obs, dtype=bool)
+        for cell_type in np.unique(truth):
+            cells = rng.permutation(np.flatnonzero(truth == cell_type))
+            is_hidden[cells[: n_kept(len(cells))]] = False
+        return is_hidden
+
+    if name == "facs":
+        yield "100 labels a population", keep(lambda n: 100)
+        return
+    yield "90 % hidden", keep(lambda n: max(10, round(0.1 * n)))
+    yield "99 % hidden", keep(lambda n: max(10, round(0.01 * n)))
+    for batch in adata.obs["batch"].unique():
+        yield f"{batch} hidden", (adata.obs["batch"] == batch).to_numpy()
+
+
+def scanvi_pyro(adata: sc.AnnData, is_hidden: np.ndarray, seed: int, unsupervised: dict[str, object]) -> Predicted:
+    """Train tl.scanvi_pyro with its defaults."""
+    trained = adata.copy()
+    options = {"impute": False, "progress_bar": False, "random_state": seed}
+    start = time.process_time()
+    scvip.tl.scanvi_pyro(
+        trained, labels_key=LABELS_KEY, unlabeled_category=UNLABELLED, batch_key=batch_key(adata), **options
+    )
+    seconds = time.process_time() - start
+    labels, probability = trained.obs["scanvi_pyro"].astype(str), trained.obs["scanvi_pyro_probability"]
+    return Predicted(labels.to_numpy(), probability.to_numpy(), seconds, trained.obsm["X_scanvi_pyro"])
+
+
+def knn(adata: sc.AnnData, is_hidden: np.ndarray, seed: int, unsupervised: dict[str, object]) -> Predicted:
+    """Vote among the neighbours in unsupervised codes."""
+    if "codes" not in unsupervised:
+        trained, start = adata.copy(), time.process_time()
+        options = {"impute": False, "progress_bar": False, "random_state": seed}
+        scvip.tl.scvi_pyro(trained, batch_key=batch_key(adata), **options)
+        unsupervised["codes"] = trained.obsm["X_scvi_pyro"], time.process_time() - start
+    codes, seconds = unsupervised["codes"]
+    classifier = KNeighborsClassifier(15).fit(codes[~is_hidden], adata.obs[LABELS_KEY].astype(str)[~is_hidden])
+    shares = classifier.predict_proba(codes)
+    return Predicted(classifier.classes_[shares.argmax(axis=1)], shares.max(axis=1), seconds, codes)
+
+
+def celltypist(adata: sc.AnnData, is_hidden: np.ndarray, seed: int, unsupervised: dict[str, object]) -> Predicted:
+    """Train celltypist with its defaults; its seed changes nothing but the labels that are given."""
+    import celltypist as peer
+
+    log_counts = adata.copy()
+    sc.pp.normalize_total(log_counts, target_sum=1e4)
+    sc.pp.log1p(log_counts)
+    start = time.process_time()
+    model = peer.train(log_counts[~is_hidden], LABELS_KEY, check_expression=False, n_jobs=1, with_mean=True)
+    probabilities = peer.annotate(log_counts, model).probability_matrix
+    seconds = time.process_time() - start
+    return Predicted(
+        probabilities.columns[probabilities.to_numpy().argmax(axis=1)].to_numpy(),
+        probabilities.max(axis=1).to_numpy(),
+        seconds,
+    )
+
+
+def scanvi(adata: sc.AnnData, is_hidden: np.ndarray, seed: int, unsupervised: dict[str, object]) -> Predicted:
+    """Train SCVI and then SCANVI of scvi-tools, with the defaults of their tutorial."""
+    import scvi
+
+    options = {"enable_progress_bar": False, "logger": False}
+    scvi.settings.seed = seed
+    if "model" not in unsupervised:
+        trained, start = adata.copy(), time.process_time()
+        scvi.model.SCVI.setup_anndata(trained, batch_key=batch_key(adata))
+        model = scvi.model.SCVI(trained)
+        model.train(**options)
+        unsupervised["model"] = model, time.process_time() - start
+    model, seconds = unsupervised["model"]
+    start = time.process_time()
+    labelled = model.adata.copy()
+    labelled.obs[LABELS_KEY] = adata.obs[LABELS_KEY]
+    classifier = scvi.model.SCANVI.from_scvi_model(
+        model, adata=labelled, labels_key=LABELS_KEY, unlabeled_category=UNLABELLED
+    )
+    classifier.train(max_epochs=20, n_samples_per_label=100, **options)
+    probabilities = classifier.predict(soft=True)
+    seconds += time.process_time() - start
+    names = probabilities.columns.to_numpy()
+    shares = probabilities.to_numpy()
+    return Predicted(names[shares.argmax(axis=1)], shares.max(axis=1), seconds, classifier.get_latent_representation())
+
+
+METHODS = {"scanvi_pyro": scanvi_pyro, "knn": knn, "celltypist": celltypist, "scanvi": scanvi}
+
+
+def scores(truth: np.ndarray, labels: np.ndarray, confidence: np.ndarray) -> dict[str, float]:
+    """Accuracy, macro-F1 over the types that are there, and expected calibration error in 15 bins."""
+    is_right = truth == labels
+    bins = np.minimum((15 * confidence).astype(int), 14)
+    gaps = pd.DataFrame({"right": is_right, "confidence": confidence}).groupby(bins).agg(["mean", "size"])
+    gap = (gaps["right", "mean"] - gaps["confidence", "mean"]).abs()
+    return {
+        "accuracy": float(is_right.mean()),
+        "macro-F1": float(f1_score(truth, labels, labels=np.unique(truth), average="macro")),
+        "calibration error": float((gap * gaps["right", "size"]).sum() / len(truth)),
+    }
+
+
+def knn_uncertainty(reference: sc.AnnData, query: sc.AnnData) -> np.ndarray:
+    """Uncertainty of weighted neighbours, as in the Human Lung Cell Atlas and scArches."""
+    neighbors = NearestNeighbors(n_neighbors=15).fit(reference.obsm["X_scanvi_pyro"])
+    distance, index = neighbors.kneighbors(query.obsm["X_scanvi_pyro"])
+    width = 2 / distance.std(axis=1, keepdims=True)
+    weight = np.exp(-distance / width**2)
+    weight /= weight.sum(axis=1, keepdims=True)
+    labels = reference.obs[LABELS_KEY].to_numpy()[index]
+    return 1 - np.max([(weight * (labels == label)).sum(axis=1) for label in np.unique(labels)], axis=0)
+
+
+def scib_of(adata: sc.AnnData, codes: np.ndarray) -> dict[str, float]:
+    scored = adata.copy()
+    _common.add_pca(scored)
+    scored.obsm["codes"] = codes
+    return {f"scIB {name.lower()}": value for name, value in _common.scib(scored, ["codes"]).iloc[0].items()}
+
+
+def _read(results: Path) -> list[dict]:
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def _append(results: Path, row: dict) -> None:
+    with results.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(row, flush=True)
+
+
+if __name__ == "__main__":
+    app()
