@@ -202,3 +202,11 @@ def test_a_label_named_unknown_is_refused_where_novel_cells_are_called_so(small)
     small.obs["known"] = small.obs["known"].cat.rename_categories({"H1975": "unknown"})
     with pytest.raises(ValueError, match="has the label 'unknown', which max_novelty= gives"):
         train_quickly(small, max_novelty=0.9)
+
+
+def test_labels_are_predicted_in_a_batch_that_the_reference_has_not_seen(labelled):
+    reference = labelled[labelled.obs["batch"] != "dropseq_3cl"].copy()
+    query = labelled[labelled.obs["batch"] == "dropseq_3cl"].copy()
+    train(reference, max_epochs=25, impute=False)
+    scvip.tl.map_query(query, reference, key="scanvi_pyro", impute=False, progress_bar=False)
+    assert (query.obs["scanvi_pyro"] == query.obs["cell_type"]).mean() > 0.95

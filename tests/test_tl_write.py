@@ -107,7 +107,7 @@ class TestReplacedModels:
         "rank_genes_groups": [{"groupby": "cell_type", "n_samples": 50}],
         "score_cells": [{"n_samples": 2}],
     }
-    WITHOUT_RESULTS_OF_THEIR_OWN = {"scvi_pyro", "map_query", "gene_correlations"}
+    WITHOUT_RESULTS_OF_THEIR_OWN = {"scvi_pyro", "scanvi_pyro", "map_query", "gene_correlations"}
 
     @pytest.fixture(params=["scvi_pyro", "a.b (c)"])
     def used(self, request, small, train_quickly):

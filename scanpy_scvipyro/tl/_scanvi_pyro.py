@@ -4,9 +4,8 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
-from scanpy_scvipyro import _stored, _validate
+from scanpy_scvipyro import _names, _stored, _validate
 from scanpy_scvipyro._arguments import shared_with
 from scanpy_scvipyro.tl._scvi_pyro import scvi_pyro
 from scanpy_scvipyro.tl._train import train
@@ -130,17 +129,14 @@ def _given(adata: AnnData, labels_key: str, unlabeled_category: str | None, max_
 
     _validate.check_arguments({"max_novelty": max_novelty})
     _validate.check_obs_key(adata, labels_key, "labels_key")
-    column = adata.obs[labels_key]
-    if not isinstance(column.dtype, pd.CategoricalDtype):
-        column = column.astype(str).where(column.notna()).astype("category")
-    column = column.cat.rename_categories(column.cat.categories.astype(str))
+    column = _names.categories(adata.obs[labels_key], f"labels_key={labels_key!r}")
     if unlabeled_category is not None:
-        if str(unlabeled_category) not in column.cat.categories:
+        without = _names.text(unlabeled_category)
+        if without not in column.categories:
             msg = f"unlabeled_category={unlabeled_category!r} is not in adata.obs[{labels_key!r}]."
-            raise ValueError(f"{msg} {_validate.did_you_mean(unlabeled_category, column.cat.categories)}")
-        column = column.cat.remove_categories(str(unlabeled_category))
-    column = column.cat.remove_unused_categories()
-    names = column.cat.categories.to_numpy(dtype=str)
+            raise ValueError(f"{msg} {_validate.did_you_mean(without, column.categories)}")
+        column = column.remove_categories(without)
+    names, n_labelled = column.categories.to_numpy(dtype=str), int((column.codes >= 0).sum())
     if len(names) < 2:
         found = f"one label, {str(names[0])!r}" if len(names) else "no label"
         msg = (
@@ -148,9 +144,9 @@ def _given(adata: AnnData, labels_key: str, unlabeled_category: str | None, max_
             "tl.scvi_pyro."
         )
         raise ValueError(msg)
-    if len(names) > column.notna().sum() / 2 >= 10:  # barcodes, or a measurement
+    if len(names) > n_labelled / 2 >= 10:  # barcodes, or a measurement
         msg = (
-            f"labels_key={labels_key!r} has {len(names)} labels for {column.notna().sum()} labelled cells; pass a "
+            f"labels_key={labels_key!r} has {len(names)} labels for {n_labelled} labelled cells; pass a "
             "column that groups cells."
         )
         raise ValueError(msg)
@@ -160,7 +156,7 @@ def _given(adata: AnnData, labels_key: str, unlabeled_category: str | None, max_
             f"pass unlabeled_category={UNKNOWN!r} if it means that they have none."
         )
         raise ValueError(msg)
-    return Given(labels_key, names, column.cat.codes.to_numpy(np.int64) + 1, max_novelty)
+    return Given(labels_key, names, column.codes.astype(np.int64) + 1, max_novelty)
 
 
 def _start(adata: AnnData, arguments: dict[str, Any], init_from: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
