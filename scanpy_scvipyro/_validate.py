@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import functools
-import inspect
 import math
 import re
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,12 +15,9 @@ from anndata import AnnData
 from scanpy_scvipyro import _names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 # Smallest and largest allowed value, and whether only whole numbers are.
 _BOUNDS: dict[str, tuple[float, float, bool]] = {
@@ -69,21 +64,6 @@ def did_you_mean(name: object, existing: Iterable[object]) -> str:
     hint = f"Did you mean {lower[close[0]]!r}? " if close else ""
     listed = ", ".join(map(repr, names[:20])) + (", ..." if len(names) > 20 else "")
     return f"{hint}There is: {listed or 'nothing'}."
-
-
-def refuse_unknown_arguments(function: Callable[P, R]) -> Callable[P, R]:
-    """Name the nearest parameter where an argument is not one."""
-    parameters = inspect.signature(function).parameters
-
-    @functools.wraps(function)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        for name in kwargs:
-            if name not in parameters:
-                msg = f"{function.__name__}() has no argument {name!r}. {did_you_mean(name, parameters)}"
-                raise TypeError(msg)
-        return function(*args, **kwargs)
-
-    return checked
 
 
 def check_arguments(arguments: dict[str, object]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from scanpy_scvipyro import _validate
+from scanpy_scvipyro import _public, _validate
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from scanpy_scvipyro.model import SCVI
 
 
-@_validate.refuse_unknown_arguments
+@_public.public
 def model(adata: AnnData, *, key: str = "scvi_pyro", module: type[SCVI] | None = None) -> SCVI:
     """Rebuild the trained Pyro module from an AnnData.
 
@@ -49,7 +49,7 @@ def model(adata: AnnData, *, key: str = "scvi_pyro", module: type[SCVI] | None =
     return storage.from_uns(adata, key, module)[0]
 
 
-@_validate.refuse_unknown_arguments
+@_public.public
 def from_scvi_tools(
     model: Any,
     adata: AnnData,

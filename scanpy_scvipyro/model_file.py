@@ -12,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scanpy_scvipyro import _files, _names, _stored, _validate
+from scanpy_scvipyro._public import public
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 ENTRY, FORMAT_VERSION = "scanpy_scvipyro", 1
 
 
-@_validate.refuse_unknown_arguments
+@public
 def write_model(
     adata: AnnData,
     path: PathLike[str] | str,
@@ -106,7 +107,7 @@ def write_model(
     _files.replace(file, save(tensors, metadata={ENTRY: json.dumps(header)}))
 
 
-@_validate.refuse_unknown_arguments
+@public
 def read_model(path: PathLike[str] | str) -> AnnData:
     """Read a model that :func:`write_model` has written, as a reference for :func:`scanpy_scvipyro.tl.map_query`.
 

@@ -5,7 +5,8 @@ import inspect
 import pytest
 
 import scanpy_scvipyro as scvip
-from scanpy_scvipyro import _arguments, _validate, data, training
+from scanpy_scvipyro import _arguments, data, training
+from scanpy_scvipyro._public import public
 from scanpy_scvipyro.model import SCVI
 
 
@@ -31,7 +32,7 @@ def first(adata, *, n_latent=10, n_hidden=128, dispersion="gene", key_added="fir
     """
 
 
-@_validate.refuse_unknown_arguments
+@public
 @_arguments.shared_with(first, without=["dispersion", "n_latent"])
 def second(adata, arguments, *, labels_key, key_added="second"):
     """Fit the second.

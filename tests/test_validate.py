@@ -91,16 +91,6 @@ def test_did_you_mean_says_so_where_nothing_exists():
     assert _validate.did_you_mean("plate", []) == "There is: nothing."
 
 
-def test_unknown_argument_is_refused_with_the_nearest():
-    @_validate.refuse_unknown_arguments
-    def scvi_pyro(adata, *, n_hidden=1, batch_key=None):
-        return n_hidden
-
-    assert scvi_pyro(None, n_hidden=3) == 3
-    with pytest.raises(TypeError, match=r"^scvi_pyro\(\) has no argument 'n_hiden'\. Did you mean 'n_hidden'\?"):
-        scvi_pyro(None, n_hiden=3)
-
-
 @pytest.mark.parametrize("what", [np.ones((3, 2)), pd.DataFrame(np.ones((3, 2))), "counts.h5ad", None])
 def test_other_than_anndata_is_refused(what):
     with pytest.raises(TypeError, match=rf"adata is a {type(what).__name__}, not an AnnData; wrap.*read_h5ad"):

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scanpy_scvipyro import _stored, _validate
+from scanpy_scvipyro import _stored
+from scanpy_scvipyro._public import public
 from scanpy_scvipyro.pl import _figure
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _LABELS = {
 _SHOWN = ("elbo", "kl", "learning_rate")
 
 
-@_validate.refuse_unknown_arguments
+@public
 def history(
     adata: AnnData,
     *,

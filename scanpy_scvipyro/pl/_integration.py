@@ -8,6 +8,7 @@ import pandas as pd
 from scipy import sparse
 
 from scanpy_scvipyro import _counts, _names, _select, _stored, _validate
+from scanpy_scvipyro._public import public
 from scanpy_scvipyro.pl import _figure
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ BEFORE, AFTER = "before", "after"
 MAX_IN_LEGEND = 40
 
 
-@_validate.refuse_unknown_arguments
+@public
 def integration(
     adata: AnnData,
     *,

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scanpy_scvipyro import _stored, _validate
+from scanpy_scvipyro._public import public
 from scanpy_scvipyro.pl import _figure
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@_validate.refuse_unknown_arguments
+@public
 def loadings(
     adata: AnnData,
     *,

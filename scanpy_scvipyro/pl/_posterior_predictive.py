@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from scanpy_scvipyro import _select, _validate
+from scanpy_scvipyro._public import public
 from scanpy_scvipyro.pl import _figure
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Simulation(NamedTuple):
     simulated: CountStatistics
 
 
-@_validate.refuse_unknown_arguments
+@public
 def posterior_predictive(
     adata: AnnData,
     *,

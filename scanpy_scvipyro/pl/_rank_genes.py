@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from scanpy_scvipyro import _validate
+from scanpy_scvipyro._public import public
 from scanpy_scvipyro.pl import _figure
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 _LABELS = {"bayes_factor": "log Bayes factor", "proba_de": "probability of a change"}
 
 
-@_validate.refuse_unknown_arguments
+@public
 def rank_genes(
     adata: AnnData,
     *,

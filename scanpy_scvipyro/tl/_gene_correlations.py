@@ -7,6 +7,7 @@ import pandas as pd
 from scanpy import logging as logg
 
 from scanpy_scvipyro import _select, _validate
+from scanpy_scvipyro._public import public
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from scanpy_scvipyro.model import SCVI
 
 
-@_validate.refuse_unknown_arguments
+@public
 def gene_correlations(
     adata: AnnData,
     *,

@@ -9,6 +9,7 @@ from scanpy import logging as logg
 from scanpy import settings
 
 from scanpy_scvipyro import _names, _select, _validate
+from scanpy_scvipyro._public import public
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from scanpy_scvipyro.model import SCVI
 
 
-@_validate.refuse_unknown_arguments
+@public
 def impute(
     adata: AnnData,
     *,

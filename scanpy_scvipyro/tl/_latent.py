@@ -6,6 +6,7 @@ import numpy as np
 from scanpy import logging as logg
 
 from scanpy_scvipyro import _validate
+from scanpy_scvipyro._public import public
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from scanpy_scvipyro.model import SCVI
 
 
-@_validate.refuse_unknown_arguments
+@public
 def latent(
     adata: AnnData,
     *,

@@ -8,12 +8,13 @@ from scanpy import logging as logg
 from scanpy import settings
 
 from scanpy_scvipyro import _genes, _stored, _validate
+from scanpy_scvipyro._public import public
 
 if TYPE_CHECKING:
     from scanpy_scvipyro.model import SCVI
 
 
-@_validate.refuse_unknown_arguments
+@public
 def map_query(
     adata: AnnData,
     adata_ref: AnnData,

@@ -7,6 +7,7 @@ from scanpy import settings
 from scipy import sparse
 
 from scanpy_scvipyro import _names, _select, _validate
+from scanpy_scvipyro._public import public
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from scanpy_scvipyro.model import SCVI
 
 
-@_validate.refuse_unknown_arguments
+@public
 def posterior_predictive(
     adata: AnnData,
     *,

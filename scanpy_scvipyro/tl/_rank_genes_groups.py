@@ -9,6 +9,7 @@ from scanpy import settings
 from scipy import sparse
 
 from scanpy_scvipyro import _names, _select, _validate
+from scanpy_scvipyro._public import public
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from scanpy_scvipyro.model import SCVI
 
 
-@_validate.refuse_unknown_arguments
+@public
 def rank_genes_groups(
     adata: AnnData,
     groupby: str,

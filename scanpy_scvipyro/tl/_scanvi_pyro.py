@@ -7,6 +7,7 @@ import numpy as np
 
 from scanpy_scvipyro import _names, _stored, _validate
 from scanpy_scvipyro._arguments import shared_with
+from scanpy_scvipyro._public import public
 from scanpy_scvipyro.tl._scvi_pyro import scvi_pyro
 from scanpy_scvipyro.tl._train import train
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from scanpy_scvipyro.scanvi import SCANVI
 
 
-@_validate.refuse_unknown_arguments
+@public
 @shared_with(scvi_pyro, without=["prior"])
 def scanvi_pyro(
     adata: AnnData,

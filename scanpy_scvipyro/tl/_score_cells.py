@@ -7,6 +7,7 @@ from scanpy import logging as logg
 from scanpy import settings
 
 from scanpy_scvipyro import _validate
+from scanpy_scvipyro._public import public
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from scanpy_scvipyro.model import SCVI
 
 
-@_validate.refuse_unknown_arguments
+@public
 def score_cells(
     adata: AnnData,
     *,

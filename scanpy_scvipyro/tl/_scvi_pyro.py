@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from scanpy_scvipyro import _validate
+from scanpy_scvipyro._public import public
 from scanpy_scvipyro.tl._train import train
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scanpy_scvipyro.networks import Activation, Normalization
 
 
-@_validate.refuse_unknown_arguments
+@public
 def scvi_pyro(
     adata: AnnData,
     *,
