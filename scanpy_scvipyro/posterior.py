@@ -14,6 +14,7 @@ from scipy.stats import rankdata
 from torch.distributions import kl_divergence
 
 from scanpy_scvipyro import _select
+from scanpy_scvipyro.noise import OwnNoise, new_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -66,8 +67,13 @@ def scores(module: SCVI, data: CellData, n_samples: int) -> Iterator[tuple[slice
     The first two are averages over the samples; the third is log mean p(x, z) / q(z | x) :cite:p:`Burda2016`.
     """
     module.eval()
+    seeds = [new_seed() for _ in range(n_samples)]
     for rows, cells in data.chunks():
-        draws = torch.stack([torch.stack(_terms(module, cells)) for _ in range(n_samples)])
+        samples = []
+        for seed in seeds:
+            with OwnNoise(cells, seed):
+                samples.append(torch.stack(_terms(module, cells)))
+        draws = torch.stack(samples)
         reconstruction, kl = draws[:, 0], draws[:, 1]
         log_likelihood = (reconstruction + draws[:, 2]).logsumexp(dim=0) - math.log(n_samples)
         yield rows, torch.stack([reconstruction.mean(dim=0), kl.mean(dim=0), log_likelihood]).cpu().numpy()
@@ -84,10 +90,13 @@ def latent_codes(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Posterior mean and variance, (n_cells, n_latent), and samples, (n_cells, n_samples, n_latent), of the codes."""
     module.eval()
-    parts = []
+    parts, seed = [], new_seed()
     for _, cells in data.chunks():
-        posterior = latent_posterior(module, cells)
-        samples = posterior.sample((n_samples,)).transpose(0, 1)
+        site = poutine.trace(module.guide).get_trace(cells).nodes["z"]
+        posterior, noise = site["fn"], OwnNoise(cells, seed)
+        samples = posterior.mean.new_empty(len(cells.batch), n_samples, module.n_latent)
+        for i in range(n_samples):
+            samples[:, i] = noise.draw(site, i)
         parts.append([part.cpu().float().numpy() for part in (posterior.mean, posterior.variance, samples)])
     mean, variance, drawn = (np.concatenate(part) for part in zip(*parts, strict=True))
     return mean, variance, drawn
@@ -96,11 +105,17 @@ def latent_codes(
 def expected(
     module: SCVI, cells: Cells, z: Tensor, library_size: Tensor | float, batches: Sequence[int] | None = None
 ) -> Tensor:
-    """Library size times frequencies, averaged over the given batches or in each cell's own, (n_cells, n_genes)."""
+    """Library size times frequencies, averaged over the given batches or in each cell's own, (n_cells, n_genes).
+
+    A number in place of the library size is the sum of each cell, also of a model of rates relative to size factors.
+    """
     codes = [cells.batch] if batches is None else [torch.full_like(cells.batch, code) for code in batches]
     total: Tensor | float = 0.0
     for batch in codes:
-        total = module.decode(z, cells._replace(batch=batch))[0].exp_().add_(total)
+        rate = module.decode(z, cells._replace(batch=batch))[0].exp_()
+        if not isinstance(library_size, torch.Tensor):
+            rate /= rate.sum(dim=-1, keepdim=True)
+        total = rate.add_(total)
     return torch.as_tensor(total).mul_(library_size / len(codes))
 
 
@@ -144,18 +159,19 @@ def expression(
     takes the place of a sample.
     """
     module.eval()
+    seed = new_seed()
     for rows, cells in data.chunks(n_draws=n_samples if quantiles else 1):
-        posterior = poutine.trace(module.guide).get_trace(cells)
+        posterior, noise = poutine.trace(module.guide).get_trace(cells), OwnNoise(cells, seed)
         draws: list[NDArray[np.float32]] = []
-        for _ in range(n_samples):
+        for i in range(n_samples):
             level: Tensor | float
             if library_size == "observed":
                 level = cells.library_size
             elif library_size == "latent":
-                level = _draw(posterior, "library_size", mean=n_samples == 1)
+                level = _mean_or_draw(posterior.nodes["library_size"], noise, i, n_samples)
             else:
                 level = float(library_size)
-            z = _draw(posterior, "z", mean=n_samples == 1)
+            z = _mean_or_draw(posterior.nodes["z"], noise, i, n_samples)
             values = expected(module, cells, z, level, batches)[:, genes].cpu().numpy()
             if quantiles or not draws:
                 draws.append(values)
@@ -168,9 +184,8 @@ def expression(
             yield rows, draws[0][None]
 
 
-def _draw(posterior: poutine.Trace, name: str, *, mean: bool) -> Tensor:
-    site = posterior.nodes[name]["fn"]
-    return site.mean if mean else site.sample()
+def _mean_or_draw(site: dict[str, Any], noise: OwnNoise, number: int, n_samples: int) -> Tensor:
+    return site["fn"].mean if n_samples == 1 else noise.draw(site, number)
 
 
 @torch.inference_mode()

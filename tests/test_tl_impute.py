@@ -73,6 +73,28 @@ class TestValues:
         median = impute(trained_small, n_samples=21, statistic="median").copy()
         np.testing.assert_array_equal(median, impute(trained_small, n_samples=21, statistic=0.5))
 
+    @pytest.mark.parametrize("library_size", ["observed", "latent"])
+    def test_samples_of_a_cell_do_not_depend_on_the_cells_beside_it(self, with_latent_library, library_size):
+        adata = with_latent_library.copy()
+        everything = impute(adata, n_samples=5, library_size=library_size)
+        some = impute(adata[[60, 3]].copy(), n_samples=5, library_size=library_size)
+        np.testing.assert_allclose(some, everything[[60, 3]], rtol=1e-5)
+
+    @pytest.mark.parametrize("scale", [1e-6, 1, 1e6])
+    def test_cells_sum_to_the_number_asked_for_also_with_size_factors_of_any_scale(self, small, train_quickly, scale):
+        small.obs["factor"] = scale * np.linspace(0.5, 2, small.n_obs)
+        train_quickly(small, batch_key="batch", size_factor_key="factor", impute=False)
+        for batch in (None, "all"):
+            for options in ({}, {"n_samples": 3}):
+                imputed = impute(small, transform_batch=batch, library_size=1e4, **options)
+                np.testing.assert_allclose(imputed.sum(axis=1), 1e4, rtol=1e-4)
+
+    def test_size_factors_keep_the_shares_of_the_genes(self, small, train_quickly):
+        small.obs["factor"] = np.linspace(0.5, 2, small.n_obs)
+        train_quickly(small, size_factor_key="factor", impute=False)
+        observed, fixed = impute(small).copy(), impute(small, library_size=100)
+        np.testing.assert_allclose(fixed / 100, observed / observed.sum(axis=1, keepdims=True), rtol=1e-4)
+
     def test_same_seed_gives_the_same_samples_and_another_seed_others(self, trained_small):
         first = impute(trained_small, n_samples=2).copy()
         assert np.array_equal(impute(trained_small, n_samples=2), first)

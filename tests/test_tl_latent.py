@@ -27,6 +27,14 @@ def test_samples_have_the_posterior_mean_and_variance(trained_small):
     np.testing.assert_allclose(samples.var(axis=1), variance, rtol=6 * np.sqrt(2 / n_samples))
 
 
+def test_samples_of_a_cell_do_not_depend_on_the_cells_beside_it(trained_small):
+    some = trained_small[[60, 3]].copy()
+    for adata in (trained_small, some):
+        scvip.tl.latent(adata, n_samples=4)
+    expected = trained_small.obsm["X_scvi_pyro_samples"][[60, 3]]
+    np.testing.assert_allclose(some.obsm["X_scvi_pyro_samples"], expected, rtol=1e-4, atol=1e-6)
+
+
 def test_samples_are_written_only_when_asked_for(trained_small):
     scvip.tl.latent(trained_small)
     assert "X_scvi_pyro_samples" not in trained_small.obsm

@@ -53,6 +53,35 @@ def test_log_likelihood_is_the_integral_over_a_one_dimensional_code(small, train
     assert abs(small.obs["scvi_pyro_log_likelihood"].mean() - integral.mean()) < 0.02
 
 
+@pytest.mark.parametrize("n_samples", [None, 1, 4])
+@pytest.mark.parametrize(
+    "options", [{}, {"library": "latent"}, {"gene_likelihood": "zinb", "dispersion": "gene-cell", "prior": "mixture"}]
+)
+def test_a_cell_has_one_score_whatever_cells_stand_beside_it(small, train_quickly, options, n_samples):
+    train_quickly(small, batch_key="batch", impute=False, **options)
+    rows = np.random.default_rng(0).permutation(small.n_obs)[:30]
+    some, one = small[rows][:, ::-1].copy(), small[rows[:1]].copy()
+    for adata in (small, some, one):
+        scvip.tl.score_cells(adata, n_samples=n_samples)
+    names = ["elbo", "reconstruction", "kl"] + ["log_likelihood"] * (n_samples is not None)
+    for name in (f"scvi_pyro_{name}" for name in names):
+        np.testing.assert_allclose(some.obs[name], small.obs[name].iloc[rows], rtol=1e-5)
+        np.testing.assert_allclose(one.obs[name], small.obs[name].iloc[rows[:1]], rtol=1e-5)
+
+
+def test_noise_of_scores_averages_out_over_cells_and_seeds(trained):
+    def reconstruction(seed):
+        scvip.tl.score_cells(trained, random_state=seed)
+        return trained.obs["scvi_pyro_reconstruction"].to_numpy()
+
+    draws = np.stack([reconstruction(seed) for seed in range(8)])
+    noise = draws - draws.mean(axis=0)
+    spread = noise.std(axis=0, ddof=1).mean()
+    assert spread > 0.5  # one sample per cell, as documented
+    # Cells do not share their noise: their mean is known as many times better as the root of their number.
+    assert noise.mean(axis=1).std(ddof=1) < 4 * spread / np.sqrt(trained.n_obs)
+
+
 def test_log_likelihood_is_above_the_elbo(trained):
     scvip.tl.score_cells(trained, n_samples=20)
     gain = trained.obs["scvi_pyro_log_likelihood"] - trained.obs["scvi_pyro_elbo"]

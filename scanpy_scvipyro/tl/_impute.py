@@ -56,9 +56,10 @@ def impute(
         of several, over which the result is averaged, or ``"all"``. By default each cell stays in its own, and batch
         effects stay in the data.
     library_size
-        Counts per cell of the result: ``"observed"`` for those of each cell (or its size factor), a number such as 1e4
-        for all cells alike, or ``"latent"`` for the inferred library size, if the model was trained with
-        ``library="latent"``.
+        Counts per cell of the result: ``"observed"`` for those of each cell, a number such as 1e4 to which the genes of
+        the model then sum in all cells alike, or ``"latent"`` for the inferred library size, if the model was trained
+        with ``library="latent"``. A model with size factors has no totals of its own: with ``"observed"``, its cells
+        have the counts that are expected at their size factors.
     n_samples
         Samples of the latent code per cell. The default of one takes the posterior mean instead of a sample, which is
         quick and not random.
