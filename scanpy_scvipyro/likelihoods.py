@@ -18,6 +18,10 @@ from torch.distributions import constraints
 from scanpy_scvipyro._log_prob import LogProb, broadcast, delta_of_count, stirling
 
 if TYPE_CHECKING:
+    from typing import Self
+
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from scanpy_scvipyro._log_prob import Nonzero
@@ -74,6 +78,10 @@ class _CountDistribution(TorchDistribution):
         expanded = type(self)(*self._parameters, validate_args=False)
         expanded._batch_shape = broadcast(self.batch_shape, torch.Size(batch_shape))
         return expanded
+
+    def of_columns(self, columns: slice | NDArray[np.intp]) -> Self:
+        """Take the counts of some columns; those of the others cost nothing then."""
+        return type(self)(*(parameter[..., columns] for parameter in self._parameters), validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability of each count, in nats; counts may be a dense or a coalesced sparse COO tensor."""

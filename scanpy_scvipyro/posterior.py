@@ -245,17 +245,18 @@ def gene_correlations(
     within one batch, then averaged over batches and samples, so that batch effects do not either.
     """
     module.eval()
-    library_size = data.library_size.median()
+    library_size, columns = data.library_size.median(), _select.columns(genes, data.n_genes)
+    # Cells are encoded once, and their counts are then not needed any more.
+    parts = [(rows, latent_posterior(module, cells), cells._replace(counts=None)) for rows, cells in data.chunks()]
     rates = np.empty((data.n_cells, len(genes)), dtype=np.float32)
     total = np.zeros((len(genes), len(genes)), dtype=np.float32)
     codes: list[int | None] = list(batches) if batches is not None else [None]
     for code in codes * n_samples:
-        for rows, cells in data.chunks():
-            z = latent_posterior(module, cells).sample()
+        for rows, posterior, cells in parts:
             if code is not None:
                 cells = cells._replace(batch=torch.full_like(cells.batch, code))
-            likelihood = module.likelihood(z, library_size.expand_as(cells.library_size), cells)
-            rates[rows] = likelihood.sample_rate()[:, genes].cpu().numpy()
+            likelihood = module.likelihood(posterior.sample(), library_size.expand_as(cells.library_size), cells)
+            rates[rows] = likelihood.of_columns(columns).sample_rate().cpu().numpy()
         total += _correlations(rankdata(rates, axis=0).astype(np.float32) if method == "spearman" else rates)
     return total / np.float32(len(codes) * n_samples)
 

@@ -204,6 +204,19 @@ def test_expand_repeats_log_prob_and_widens_samples(distribution):
     )
 
 
+@pytest.mark.parametrize("columns", [slice(None), np.array([4, 0])])
+@each_distribution
+def test_some_columns_have_the_log_prob_and_moments_they_have_among_all(distribution, columns):
+    generator = torch.Generator().manual_seed(8)
+    *first, last = torch.randn(len(distribution.arg_constraints), 3, 5, generator=generator)
+    among_all = distribution(*first, last[0])  # a parameter of rows and columns, and one of columns alone
+    counts = torch.poisson(torch.full((3, 5), 2.0), generator=generator)
+    some = among_all.of_columns(columns)
+    assert torch.equal(some.log_prob(counts[:, columns]), among_all.log_prob(counts)[:, columns])
+    assert torch.equal(some.variance, among_all.variance[..., columns])
+    assert some.sample_rate().shape == some.batch_shape == among_all.variance[..., columns].shape
+
+
 @each_distribution
 def test_genes_become_one_event(distribution):
     parameters = parameters_like(distribution, torch.Generator().manual_seed(4))

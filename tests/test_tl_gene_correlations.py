@@ -80,6 +80,14 @@ def test_frame_is_labelled_symmetric_and_one_on_the_diagonal(fitted):
     np.testing.assert_allclose(np.diag(frame), 1, rtol=1e-5)
 
 
+def test_correlations_of_few_genes_are_those_among_all_genes_up_to_the_simulation(fitted):
+    genes = fitted.var_names[[30, 4, 77, 12, 50]]
+    few, another = (scvip.tl.gene_correlations(fitted, genes=genes, n_samples=20, random_state=i) for i in range(2))
+    among_all = scvip.tl.gene_correlations(fitted, n_samples=20).loc[genes, genes]
+    error = off_diagonal(few) - off_diagonal(another)
+    assert np.abs(off_diagonal(few) - off_diagonal(among_all)).max() < 3 * np.abs(error).max() < 0.1
+
+
 def test_genes_stand_at_their_place_in_varp(trained_small):
     reordered = trained_small[:, ::-1].copy()
     asked = reordered.var_names[[9, 4]].tolist()

@@ -46,7 +46,9 @@ def gene_correlations(
     key
         Name of the model, the ``key_added`` of :func:`scanpy_scvipyro.tl.scvi_pyro`.
     genes
-        Genes to correlate, by default all that the model knows: their names, or a boolean array (n_vars,).
+        Genes to correlate, by default all that the model knows: their names, or a boolean array (n_vars,). No others
+        are simulated, so that a few take little time; the result is then that of all genes up to the randomness of the
+        simulation.
     transform_batch
         Batch to express all cells in: the name of one, or of several, over which the correlations are averaged, or
         ``"all"``. With ``None`` each cell stays in its own, and batch effects correlate genes.
