@@ -35,8 +35,8 @@ def score_cells(
     cells of about the same sequencing depth.
 
     The reconstruction is estimated from samples of the latent code, which follow from the counts of the cell and the
-    seed: a cell has the same score whatever cells stand beside it. With one sample, scores of the shipped data move by 4
-    nats (standard deviation) from seed to seed, where cells differ by 190; the mean of ``n_samples`` moves less.
+    seed: a cell has the same score whatever cells stand beside it. With one sample, scores of the shipped data move by
+    4 nats (standard deviation) from seed to seed, where cells differ by 190; the mean of ``n_samples`` moves less.
 
     Parameters
     ----------
