@@ -12,10 +12,12 @@ import torch
 from scanpy_scvipyro._names import text
 from scanpy_scvipyro.data import DataSpec
 from scanpy_scvipyro.model import SCVI, reads_labels
+from scanpy_scvipyro.scanvi import SCANVI
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
 # Beginnings of names in the state of scvi-tools' module, and in ours.
@@ -31,6 +33,7 @@ _RENAMED = {
     "decoder.px_dropout_decoder.": "decoder.dropout_logits.",
     "decoder.px_r_decoder.": "decoder.log_inverse_dispersion.",
     "_embeddings_dict.batch.": "batch_embedding.",
+    "classifier.classifier.0.fc_layers.Layer ": "classifier_hidden.layers.",
 }
 
 
@@ -43,28 +46,54 @@ class Converted(NamedTuple):
     labels_key: str | None
     """Column with labels, which the model need not read."""
     history: pd.DataFrame
+    labels: NDArray[np.str_] | None
+    """Names of the labels that a SCANVI predicts."""
 
 
 def convert(peer: Any) -> Converted:
-    """Build our module from a trained ``scvi.model.SCVI`` or ``scvi.model.LinearSCVI``."""
+    """Build our module from a trained model of scvi-tools: ``SCVI``, ``LinearSCVI`` or ``SCANVI``.
+
+    The densities of labels of a SCANVI are those of ours to find (:meth:`SCANVI.start_densities`): scvi-tools has a
+    second latent code in their place.
+    """
     _refuse(peer)
     labels_key = peer.registry["setup_args"]["labels_key"]
     spec = _spec(peer.registry)
-    if not reads_labels("SCVI", vars(peer.module)):
+    labels = _labels(peer)
+    if labels is not None or not reads_labels("SCVI", vars(peer.module)):
         spec = replace(spec, labels_key=None)
     options = _model_options(peer, spec)
+    kind: type[SCVI] = SCVI
+    if labels is not None:
+        kind = SCANVI
+        options |= {"n_labels": len(labels), "n_prior_components": 1, "n_classifier_layers": _n_layers(peer.module)}
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced
-        module = SCVI(len(spec.genes), spec.n_batches, **options)
-    weights = _weights(peer.module)
-    module.load_state_dict({name: _widened(weights[name], start) for name, start in module.state_dict().items()})
-    return Converted(module.eval(), spec, options, labels_key, _history(peer.history or {}))
+        module = kind(len(spec.genes), spec.n_batches, **options)
+    start, weights = module.state_dict(), _weights(peer.module)
+    if labels is not None:
+        weights |= {name: value for name, value in start.items() if name.startswith(("prior_", "classification_"))}
+    module.load_state_dict({name: _widened(weights[name], value) for name, value in start.items()})
+    return Converted(module.eval(), spec, options, labels_key, _history(peer.history or {}), labels)
+
+
+def _labels(peer: Any) -> NDArray[np.str_] | None:
+    """Names of the labels in the order of the classifier, without that of unlabelled cells."""
+    if type(peer).__name__ != "SCANVI":
+        return None
+    names = peer.registry["field_registries"]["labels"]["state_registry"]["categorical_mapping"]
+    return np.array([text(name) for name in names[: peer.module.n_labels]])
+
+
+def _n_layers(module: Any) -> int:
+    """Hidden layers of the classifier."""
+    return len(module.classifier.classifier[0].fc_layers) if len(module.classifier.classifier) > 1 else 0
 
 
 def _refuse(peer: Any) -> None:
     """Refuse other models, untrained ones, and options that have no equal here."""
     name = type(peer).__name__
-    if name not in ("SCVI", "LinearSCVI") or not type(peer).__module__.startswith("scvi."):
-        raise TypeError(f"model is a {name}; pass a trained scvi.model.SCVI or scvi.model.LinearSCVI.")
+    if name not in ("SCVI", "LinearSCVI", "SCANVI") or not type(peer).__module__.startswith("scvi."):
+        raise TypeError(f"model is a {name}; pass a trained scvi.model.SCVI, LinearSCVI or SCANVI.")
     if not peer.is_trained:
         raise ValueError("model has not been trained; call model.train() first.")
     arguments, module = _arguments(peer), peer.module
@@ -80,6 +109,9 @@ def _refuse(peer: Any) -> None:
         "var_activation": bool(arguments.get("var_activation")),
         "extra_encoder_kwargs": bool(arguments.get("extra_encoder_kwargs")),
         "extra_decoder_kwargs": bool(arguments.get("extra_decoder_kwargs")),
+        "dispersion='gene-label' of unlabelled cells": name == "SCANVI" and module.dispersion == "gene-label",
+        "classifier_parameters": bool(arguments.get("classifier_parameters")),
+        "labels_groups": bool(arguments.get("use_labels_groups")),
     }
     used = [option for option, is_used in unsupported.items() if is_used]
     if used:
@@ -163,6 +195,10 @@ def _weights(peer: Any) -> dict[str, Tensor]:
     if hasattr(peer.decoder, "factor_regressor"):
         weights |= _folded("decoder.rate", peer.decoder.factor_regressor)
         weights |= _folded("decoder.dropout_logits", peer.decoder.px_dropout_decoder)
+    if hasattr(peer, "classifier"):
+        logits = peer.classifier.classifier[-1]
+        assert isinstance(logits, torch.nn.Linear), "older versions end in a softmax"
+        weights |= {f"classifier_logits.{name}": value.cpu() for name, value in logits.state_dict().items()}
     if hasattr(peer, "px_r"):
         weights["log_inverse_dispersion"] = peer.px_r.detach().cpu().T  # genes first there, last here
     if hasattr(peer, "library_log_means"):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from scanpy_scvipyro import _public, _validate
+import numpy as np
+
+from scanpy_scvipyro import _names, _public, _validate
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from scanpy_scvipyro.from_scvi_tools import Converted
+    from scanpy_scvipyro.labels import Given
     from scanpy_scvipyro.model import SCVI
 
 
@@ -66,12 +70,12 @@ def from_scvi_tools(
     Parameters
     ----------
     model
-        Trained ``scvi.model.SCVI`` or ``scvi.model.LinearSCVI``. Not supported are ``gene_likelihood="normal"``,
-        ``latent_distribution="ln"``, ``log_variational=False``, size factors, batch and layer normalization in the
-        same network, and custom arguments of encoder and decoder.
+        Trained ``scvi.model.SCVI``, ``scvi.model.LinearSCVI`` or ``scvi.model.SCANVI``. Not supported are
+        ``gene_likelihood="normal"``, ``latent_distribution="ln"``, ``log_variational=False``, size factors, batch and
+        layer normalization in the same network, and custom arguments of encoder, decoder and classifier.
     adata
         AnnData with the counts and the columns of ``.obs`` that the model was set up with: that of the model, or
-        another with the same genes (in any order) and categories.
+        another with the same genes (in any order) and categories. For a ``SCANVI``, cells of all its labels.
     impute
         Whether to write the imputed counts, 4 bytes per cell and gene.
     key_added
@@ -82,7 +86,9 @@ def from_scvi_tools(
     Returns
     -------
     ``None``, or a changed copy with ``copy=True``. Sets the same fields as :func:`scanpy_scvipyro.tl.scvi_pyro`.
-    ``adata.uns["scvi_pyro"]["history"]`` holds the epochs that scvi-tools recorded.
+    ``adata.uns["scvi_pyro"]["history"]`` holds the epochs that scvi-tools recorded. A ``SCANVI`` sets those of
+    :func:`scanpy_scvipyro.tl.scanvi_pyro`, too (``key_added="scanvi_pyro"`` is a good name then): its own
+    probabilities, which are not calibrated, and novelty beside its labelled cells.
 
     Raises
     ------
@@ -107,8 +113,11 @@ def from_scvi_tools(
     >>> adata.obsm["X_scvi_pyro"].shape  # doctest: +SKIP
     (1345, 10)
     """
-    from scanpy_scvipyro import data, storage
+    import torch
+
+    from scanpy_scvipyro import data, labels, posterior, storage, training
     from scanpy_scvipyro.from_scvi_tools import convert
+    from scanpy_scvipyro.scanvi import SCANVI
     from scanpy_scvipyro.tl._write import write_results
 
     _validate.check_adata(adata)
@@ -119,14 +128,36 @@ def from_scvi_tools(
     genes = converted.spec.gene_positions(adata)
     cell_data = data.load(adata, converted.spec, genes)
     params = {"labels_key": converted.labels_key}
-    adata = adata.copy() if copy else adata
-    write_results(
-        adata,
-        converted.module,
-        cell_data,
-        genes,
-        storage.to_uns(converted.module, converted.spec, converted.model_options, params, converted.history),
-        impute=impute,
-        key_added=key_added,
-    )
+    module, fitted = converted.module, None
+    with training.isolated_random_state(0):  # novelty is measured beside simulated counts
+        if isinstance(module, SCANVI):
+            given = _given(adata, converted)
+            codes = posterior.latent_codes(module, cell_data)[0]
+            module.start_densities(torch.from_numpy(codes), torch.from_numpy(given.codes))
+            fitted = labels.learn(module, cell_data, given, np.zeros(adata.n_obs, dtype=bool))
+            fitted |= {"temperature": 1.0}  # to predict as scvi-tools does
+        stored = storage.to_uns(module, converted.spec, converted.model_options, params, converted.history)
+        if fitted is not None:
+            stored["labels"] = fitted
+        adata = adata.copy() if copy else adata
+        write_results(adata, module, cell_data, genes, stored, impute=impute, key_added=key_added)
     return adata if copy else None
+
+
+def _given(adata: AnnData, converted: Converted) -> Given:
+    """Labels of the cells, as a SCANVI of scvi-tools numbers them."""
+    from scanpy_scvipyro.labels import Given
+
+    assert converted.labels is not None
+    key, names = str(converted.labels_key), converted.labels
+    _validate.check_obs_key(adata, key, "labels_key of the model")
+    column = _names.categories(adata.obs[key], f"adata.obs[{key!r}]")
+    positions = np.array([*_names.positions(column.categories, names.tolist()), -1])
+    given = Given(key, names, positions[column.codes] + 1)
+    if missing := given.unlearnt(np.array([], dtype=np.intp)):
+        msg = (
+            f"adata.obs[{key!r}] has no cell of {', '.join(map(repr, missing))}, which the model knows; pass the "
+            "AnnData that it was trained on."
+        )
+        raise ValueError(msg)
+    return given

@@ -318,9 +318,10 @@ def _check_weights(file: Path, adata: AnnData, key: str) -> None:
     """Refuse weights that do not fit the options beside them; those of a user's own class wait for that class."""
     from scanpy_scvipyro import storage
     from scanpy_scvipyro.model import SCVI
+    from scanpy_scvipyro.scanvi import SCANVI
 
     stored = adata.uns[key]
-    if stored["module"] != SCVI.__name__:
+    if stored["module"] not in (SCVI.__name__, SCANVI.__name__):
         return
     try:
         storage.from_uns(adata, key)

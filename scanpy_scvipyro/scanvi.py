@@ -64,6 +64,15 @@ class SCANVI(SCVI):
             (state[name][self.n_labels :] if name.startswith("prior_") else state[name]).copy_(value)
 
     @torch.no_grad()
+    def start_densities(self, codes: Tensor, label: Tensor) -> None:
+        """Put the density of each label where the codes of its cells are, (n_cells, n_latent)."""
+        for i in range(self.n_labels):
+            members = codes[label == i + 1]
+            if len(members):
+                self.prior_loc[i] = members.mean(dim=0)
+                self.prior_log_scale[i] = members.std(dim=0).clamp_min(0.1).log() if len(members) > 1 else 0.0
+
+    @torch.no_grad()
     def weigh_labels(self, label: Tensor) -> None:
         """Let few labels count as much as if every cell had one, so that the counts of all cells do not drown them."""
         self.classification_weight.fill_(len(label) / int((label > 0).sum()))

@@ -251,9 +251,55 @@ class TestConverted:
         import scvi
 
         adata = mixtures()
-        scvi.model.SCANVI.setup_anndata(adata, labels_key="cell_type", unlabeled_category="none")
-        with pytest.raises(TypeError, match="model is a SCANVI"):
-            scvip.get.from_scvi_tools(scvi.model.SCANVI(adata), adata)
+        scvi.model.AmortizedLDA.setup_anndata(adata)
+        with pytest.raises(TypeError, match="model is a AmortizedLDA"):
+            scvip.get.from_scvi_tools(scvi.model.AmortizedLDA(adata), adata)
+
+
+class TestLabels:
+    pytestmark = needs_scvi_tools
+
+    @pytest.fixture(
+        scope="class",
+        params=[{}, {"linear_classifier": True}, {"n_layers": 2, "use_batch_norm": "none"}],
+        ids=["default", "linear classifier", "two layers, no norm"],
+    )
+    def pair(self, request):
+        """A SCANVI of scvi-tools, and an AnnData with the converted model."""
+        import scvi
+
+        scvi.settings.seed = 0
+        adata = mixtures()
+        adata.obs["known"] = adata.obs["cell_type"].astype(str).where(np.arange(adata.n_obs) % 3 > 0, "?")
+        scvi.model.SCANVI.setup_anndata(adata, labels_key="known", unlabeled_category="?", batch_key="batch")
+        peer = scvi.model.SCANVI(adata, **request.param)
+        peer.train(max_epochs=3, accelerator="cpu", enable_progress_bar=False)
+        scvip.get.from_scvi_tools(peer, adata, key_added="scanvi_pyro")
+        return peer, adata
+
+    def test_predictions_are_those_of_scvi_tools(self, pair):
+        peer, adata = pair
+        theirs, ours = peer.predict(soft=True), adata.obsm["scanvi_pyro_probabilities"]
+        assert ours.columns.tolist() == theirs.columns.tolist()
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+    def test_codes_are_those_of_scvi_tools(self, pair):
+        peer, adata = pair
+        np.testing.assert_allclose(adata.obsm["X_scanvi_pyro"], peer.get_latent_representation(), rtol=1e-4, atol=1e-5)
+
+    def test_queries_are_predicted_without_labels(self, pair):
+        _, adata = pair
+        query = mixtures()[::3].copy()
+        scvip.tl.map_query(query, adata, key="scanvi_pyro", impute=False)
+        np.testing.assert_allclose(
+            query.obsm["scanvi_pyro_probabilities"], adata.obsm["scanvi_pyro_probabilities"][::3], atol=1e-4
+        )
+        assert query.obs["scanvi_pyro_novelty"].between(0, 1).all()
+
+    def test_cells_without_some_label_are_refused(self, pair):
+        peer, adata = pair
+        with pytest.raises(ValueError, match="has no cell of 'HCC827', which the model knows"):
+            scvip.get.from_scvi_tools(peer, adata[adata.obs["known"] != "HCC827"].copy())
 
 
 def test_what_is_no_model_is_refused():

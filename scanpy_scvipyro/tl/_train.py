@@ -49,7 +49,7 @@ def train(
 
     import torch
 
-    from scanpy_scvipyro import data, hardware, labels, storage, training
+    from scanpy_scvipyro import data, hardware, labels, posterior, storage, training
     from scanpy_scvipyro.model import SCVI, reads_labels
     from scanpy_scvipyro.scanvi import SCANVI
     from scanpy_scvipyro.tl._write import write_results
@@ -94,6 +94,8 @@ def train(
             model.weigh_labels(training_data.label)
             if start is not None:
                 model.continue_from(start)
+                codes = posterior.latent_codes(model, training_data)[0]
+                model.start_densities(torch.from_numpy(codes), training_data.label)
         history = training.fit(model, training_data, recipe, **taken_by(training.fit, arguments))
         params = vars(recipe) | {"batch_offset": batch_offset, "labels_key": labels_key}
         params |= {"init_from": arguments.get("init_from")}
