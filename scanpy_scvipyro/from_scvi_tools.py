@@ -9,14 +9,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scanpy_scvipyro._names import text
+from scanpy_scvipyro import _validate
+from scanpy_scvipyro._names import categories, positions, text
 from scanpy_scvipyro.data import DataSpec
+from scanpy_scvipyro.labels import Given
 from scanpy_scvipyro.model import SCVI, reads_labels
 from scanpy_scvipyro.scanvi import SCANVI
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from anndata import AnnData
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -74,6 +77,23 @@ def convert(peer: Any) -> Converted:
         weights |= {name: value for name, value in start.items() if name.startswith(("prior_", "classification_"))}
     module.load_state_dict({name: _widened(weights[name], value) for name, value in start.items()})
     return Converted(module.eval(), spec, options, labels_key, _history(peer.history or {}), labels)
+
+
+def given_labels(adata: AnnData, converted: Converted) -> Given:
+    """Labels of the cells, as a SCANVI of scvi-tools numbers them."""
+    assert converted.labels is not None
+    key, names = str(converted.labels_key), converted.labels
+    _validate.check_obs_key(adata, key, "labels_key of the model")
+    column = categories(adata.obs[key], f"adata.obs[{key!r}]")
+    codes = np.array([*positions(column.categories, names.tolist()), -1])
+    given = Given(key, names, codes[column.codes] + 1)
+    if missing := given.unlearnt(np.array([], dtype=np.intp)):
+        msg = (
+            f"adata.obs[{key!r}] has no cell of {', '.join(map(repr, missing))}, which the model knows; pass the "
+            "AnnData that it was trained on."
+        )
+        raise ValueError(msg)
+    return given
 
 
 def _labels(peer: Any) -> NDArray[np.str_] | None:

@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scanpy_scvipyro import _names, _public, _validate
+from scanpy_scvipyro import _public, _validate
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scanpy_scvipyro.from_scvi_tools import Converted
-    from scanpy_scvipyro.labels import Given
     from scanpy_scvipyro.model import SCVI
 
 
@@ -116,7 +114,7 @@ def from_scvi_tools(
     import torch
 
     from scanpy_scvipyro import data, labels, posterior, storage, training
-    from scanpy_scvipyro.from_scvi_tools import convert
+    from scanpy_scvipyro.from_scvi_tools import convert, given_labels
     from scanpy_scvipyro.scanvi import SCANVI
     from scanpy_scvipyro.tl._write import write_results
 
@@ -131,7 +129,7 @@ def from_scvi_tools(
     module, fitted = converted.module, None
     with training.isolated_random_state(0):  # novelty is measured beside simulated counts
         if isinstance(module, SCANVI):
-            given = _given(adata, converted)
+            given = given_labels(adata, converted)
             codes = posterior.latent_codes(module, cell_data)[0]
             module.start_densities(torch.from_numpy(codes), torch.from_numpy(given.codes))
             fitted = labels.learn(module, cell_data, given, np.zeros(adata.n_obs, dtype=bool))
@@ -142,22 +140,3 @@ def from_scvi_tools(
         adata = adata.copy() if copy else adata
         write_results(adata, module, cell_data, genes, stored, impute=impute, key_added=key_added)
     return adata if copy else None
-
-
-def _given(adata: AnnData, converted: Converted) -> Given:
-    """Labels of the cells, as a SCANVI of scvi-tools numbers them."""
-    from scanpy_scvipyro.labels import Given
-
-    assert converted.labels is not None
-    key, names = str(converted.labels_key), converted.labels
-    _validate.check_obs_key(adata, key, "labels_key of the model")
-    column = _names.categories(adata.obs[key], f"adata.obs[{key!r}]")
-    positions = np.array([*_names.positions(column.categories, names.tolist()), -1])
-    given = Given(key, names, positions[column.codes] + 1)
-    if missing := given.unlearnt(np.array([], dtype=np.intp)):
-        msg = (
-            f"adata.obs[{key!r}] has no cell of {', '.join(map(repr, missing))}, which the model knows; pass the "
-            "AnnData that it was trained on."
-        )
-        raise ValueError(msg)
-    return given
