@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from collections.abc import Iterable
 from numbers import Integral, Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -15,9 +16,11 @@ from anndata import AnnData
 from scanpy_scvipyro import _names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 # Smallest and largest allowed value, and whether only whole numbers are.
 _BOUNDS: dict[str, tuple[float, float, bool]] = {
@@ -54,6 +57,26 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "prior": ("normal", "mixture"),
     "missing_genes": ("refuse", "impute"),
 }
+_SWITCHES = {
+    "encode_covariates",
+    "deeply_inject_covariates",
+    "early_stopping",
+    "keep_best_on_interrupt",
+    "progress_bar",
+    "impute",
+    "copy",
+}
+# None stands for what is worked out later, or for what is left out.
+_MAY_BE_NONE = {
+    "max_epochs",
+    "n_epochs_kl_warmup",
+    "batch_offset",
+    "delta",
+    "pseudocounts",
+    "max_novelty",
+    "progress_bar",
+    "key_added",
+}
 
 
 def did_you_mean(name: object, existing: Iterable[object]) -> str:
@@ -66,11 +89,13 @@ def did_you_mean(name: object, existing: Iterable[object]) -> str:
     return f"{hint}There is: {listed or 'nothing'}."
 
 
-def check_arguments(arguments: dict[str, object]) -> None:
-    """Refuse values out of range, unknown choices and bad names; None passes where a default is worked out later."""
+def check_arguments(arguments: Mapping[str, object], *, may_be_none: Iterable[str] = ()) -> None:
+    """Refuse values out of range, unknown choices and bad names."""
     for name, value in arguments.items():
-        if value is None:
+        if value is None and name in {*_MAY_BE_NONE, *may_be_none}:
             continue
+        if name in _SWITCHES and not isinstance(value, bool | np.bool_):
+            raise ValueError(f"{name}={value!r} was passed; pass True or False.")
         if name == "key_added":
             check_key_added(value)
         if name in _CHOICES and value not in _CHOICES[name]:
@@ -249,6 +274,22 @@ def keys_as_list(keys: Iterable[str] | str | None, argument: str) -> list[str]:
     listed = [] if keys is None else _names.listed(keys)
     if len(set(listed)) < len(listed):
         raise ValueError(f"{argument}={listed} names a key twice; pass each once.")
+    return listed
+
+
+def instances(value: Any, kind: type[T], argument: str) -> list[T]:
+    """One instance of a class or several, as a list; none for None."""
+    if value is None:
+        return []
+    listed = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    for part in listed:
+        # By name, since users may have Lightning in its other package, lightning.pytorch, whose classes serve as well.
+        if kind.__name__ not in {base.__name__ for base in type(part).__mro__}:
+            is_class = isinstance(part, type)
+            found = f"the class {part.__name__} itself" if is_class else repr(part)
+            example = f"{part.__name__}(...)" if is_class else f"{argument}=[...]"
+            msg = f"{argument} has {found}; pass an instance of a {kind.__name__}, or several in a list: {example}."
+            raise TypeError(msg)
     return listed
 
 

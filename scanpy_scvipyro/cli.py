@@ -93,7 +93,7 @@ def report(
     import matplotlib as mpl
 
     mpl.use("agg")
-    from scanpy_scvipyro import _stored, pl
+    from scanpy_scvipyro import _stored, pl, storage
 
     if not data.exists():
         _fail(f"{str(data)!r} does not exist; name an .h5ad or .zarr that was written after training.")
@@ -103,7 +103,7 @@ def report(
         _fail(f"could not read {str(data)!r} as AnnData: {error}")
     with _errors_in_one_line():
         module = _stored.trained(adata, key)["module"]
-        if module != "SCVI":
+        if module not in storage.OURS:
             msg = (
                 f"{key!r} is a model of a class {module} of your own, which the command line cannot import; write the "
                 f"report in Python: scanpy_scvipyro.pl.report(adata, module={module})."

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
+OURS = {cls.__name__: cls for cls in (SCVI, SCANVI)}
 _KEYS = ("layer", "batch_key", "labels_key", "size_factor_key")
 _KEY_LISTS = ("categorical_covariate_keys", "continuous_covariate_keys")
 
@@ -44,10 +45,19 @@ def to_uns(
     return stored
 
 
+def check_class(module: object, base: type[SCVI]) -> None:
+    """Refuse what is no subclass; None stands for the class itself."""
+    if module is None or (isinstance(module, type) and issubclass(module, base)):
+        return
+    found = f"the class {module.__name__}" if isinstance(module, type) else f"an instance of {type(module).__name__}"
+    raise TypeError(f"module is {found}; pass {base.__name__}, or a class of your own that is a subclass of it.")
+
+
 def from_uns(adata: AnnData, key: str, module: type[SCVI] | None = None) -> tuple[SCVI, DataSpec]:
     """Rebuild the module and what it reads from an AnnData."""
     stored = _stored.trained(adata, key)
-    module = module or {cls.__name__: cls for cls in (SCVI, SCANVI)}.get(stored["module"], SCVI)
+    check_class(module, SCVI)
+    module = module or OURS.get(stored["module"], SCVI)
     if stored["module"] != module.__name__:
         msg = (
             f"adata.uns[{key!r}] holds the weights of a {stored['module']}, not of {module.__name__}; "

@@ -17,7 +17,7 @@ import pyro
 import pytorch_lightning as pl
 import torch
 from pyro.infer import TraceMeanField_ELBO
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
 
 from scanpy_scvipyro import _progress
 from scanpy_scvipyro.data import CellDataModule, n_training_cells
@@ -208,7 +208,7 @@ def fit(
     devices: int | str | list[int],
     precision: Any,
     progress_bar: bool,
-    logger: Logger | Sequence[Logger] | bool,
+    logger: Sequence[Logger] | bool,
     callbacks: Sequence[Callback],
 ) -> pd.DataFrame:
     """Train in place; the history has one row per epoch, indexed from 1."""
@@ -218,7 +218,8 @@ def fit(
     if recipe.early_stopping:
         stop = EarlyStopping("validation_elbo", mode="max", patience=recipe.early_stopping_patience, check_finite=False)
         callbacks += [best, stop]
-    if progress_bar:
+    has_own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+    if progress_bar and not has_own_bar:
         callbacks.append(EpochProgress())
     cells = _cells(data, recipe)
     # glibc returns freed memory to the kernel until it has seen a large block freed; each step would then fetch all its
@@ -234,7 +235,7 @@ def fit(
             logger=logger,
             callbacks=callbacks,
             enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
-            enable_progress_bar=False,
+            enable_progress_bar=has_own_bar,
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )

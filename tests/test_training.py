@@ -357,6 +357,53 @@ def test_files_are_written_where_asked_for(small, train_quickly, tmp_path, empty
     assert list(empty_directory.iterdir()) == []
 
 
+class Counts(pl.Callback):
+    def __init__(self):
+        self.n_epochs = 0
+
+    def on_train_epoch_end(self, *args):
+        self.n_epochs += 1
+
+
+def test_one_callback_is_as_good_as_a_list_and_none_is_none(small, train_quickly):
+    alone, listed = Counts(), Counts()
+    train_quickly(small, callbacks=alone)
+    train_quickly(small, callbacks=[listed])
+    train_quickly(small, callbacks=None, logger=None)
+    assert alone.n_epochs == listed.n_epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"callbacks": Counts}, TypeError, r"callbacks has the class Counts itself"),
+        ({"callbacks": ["early_stopping"]}, TypeError, r"callbacks has 'early_stopping'; pass an instance"),
+        ({"logger": "csv"}, TypeError, r"logger has 'csv'; pass an instance of a Logger"),
+        ({"logger": pl.loggers.CSVLogger}, TypeError, r"logger has the class CSVLogger itself"),
+        ({"module": "SCVI"}, TypeError, r"module is an instance of str; pass SCVI, or a class of your own"),
+        ({"module": SCVI(10)}, TypeError, r"module is an instance of SCVI; pass"),
+        ({"module": torch.nn.Linear}, TypeError, r"module is the class Linear; pass"),
+        ({"impute": "no"}, ValueError, r"impute='no' was passed; pass True or False"),
+    ],
+)
+def test_what_lightning_would_trip_over_is_refused_before_any_work(
+    small, train_quickly, unchanged, empty_directory, arguments, error, message
+):
+    before = small.copy()
+    with pytest.raises(error, match=message):
+        train_quickly(small, **arguments)
+    unchanged(small, before)
+    assert list(empty_directory.iterdir()) == []
+
+
+def test_a_progress_bar_of_lightning_takes_the_place_of_ours(small, train_quickly, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    train_quickly(small, callbacks=pl.callbacks.TQDMProgressBar(), progress_bar=True)
+    shown = capsys.readouterr()
+    assert "Epoch 1" in shown.out + shown.err
+    assert "ELBO=" not in shown.err
+
+
 def test_nothing_is_printed_at_verbosity_0(tmp_path):
     script = """
         import scanpy as sc, scanpy_scvipyro as scvip

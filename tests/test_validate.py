@@ -28,6 +28,54 @@ OUT_OF_RANGE = {
 }
 
 
+@pytest.mark.parametrize("name", ["n_latent", "random_state", "batch_size", "n_samples", "gene_likelihood", "impute"])
+def test_none_is_refused_where_it_means_nothing(name):
+    with pytest.raises(ValueError, match=rf"^{name}=None (was passed; pass|is not a choice)"):
+        _validate.check_arguments({name: None})
+
+
+def test_none_passes_where_a_default_is_worked_out_later():
+    _validate.check_arguments({"max_epochs": None, "batch_offset": None, "progress_bar": None, "delta": None})
+    _validate.check_arguments({"n_samples": None}, may_be_none=["n_samples"])
+
+
+@pytest.mark.parametrize("value", ["no", 1, None, np.array([True])])
+def test_switches_take_true_and_false_only(value):
+    _validate.check_arguments({"impute": True, "copy": np.False_})
+    with pytest.raises(ValueError, match=rf"impute={re.escape(repr(value))} was passed; pass True or False"):
+        _validate.check_arguments({"impute": value})
+
+
+class Callback:
+    """As of another package, whose classes have the same names."""
+
+
+class Counts(Callback):
+    pass
+
+
+@pytest.mark.parametrize("several", [list, tuple, set, iter])
+def test_one_instance_and_several_become_a_list(several):
+    one, two = Counts(), Counts()
+    assert _validate.instances(None, Callback, "callbacks") == []
+    assert _validate.instances(one, Callback, "callbacks") == [one]
+    assert set(_validate.instances(several([one, two]), Callback, "callbacks")) == {one, two}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (Counts, r"callbacks has the class Counts itself; pass an instance .* in a list: Counts\(\.\.\.\)\."),
+        ([Counts(), Counts], r"callbacks has the class Counts itself"),
+        ("csv", r"callbacks has 'csv'; pass an instance of a Callback, or several in a list"),
+        ([3], r"callbacks has 3; pass an instance"),
+    ],
+)
+def test_classes_and_names_are_no_instances(value, message):
+    with pytest.raises(TypeError, match=message):
+        _validate.instances(value, Callback, "callbacks")
+
+
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name in OUT_OF_RANGE for value in OUT_OF_RANGE[name]])
 def test_number_out_of_range_is_refused_with_the_range(name, value):
     with pytest.raises(ValueError, match=rf"^{name}=.* was passed; pass a (whole )?number (from|of at least) \S+"):

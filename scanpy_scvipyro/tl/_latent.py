@@ -76,7 +76,8 @@ def latent(
     (1345, 3, 10)
     """
     _validate.check_adata(adata, min_cells=1)
-    _validate.check_arguments({"n_samples": n_samples, "random_state": random_state, "key_added": key_added})
+    arguments = {"n_samples": n_samples, "random_state": random_state, "key_added": key_added}
+    _validate.check_arguments(arguments, may_be_none=["n_samples"])
 
     from scanpy_scvipyro import data, posterior, storage, training
 

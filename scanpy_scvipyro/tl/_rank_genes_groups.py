@@ -157,7 +157,8 @@ def rank_genes_groups(
             "n_genes": n_genes,
             "random_state": random_state,
             "key_added": key_added,
-        }
+        },
+        may_be_none=["n_genes"],
     )
     if mode not in {"change", "vanilla"}:
         raise ValueError(f"mode={mode!r} is not a choice; pass 'change' or 'vanilla'.")

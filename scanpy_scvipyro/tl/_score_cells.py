@@ -89,7 +89,8 @@ def score_cells(
     True
     """
     _validate.check_adata(adata, min_cells=1)
-    _validate.check_arguments({"n_samples": n_samples, "random_state": random_state, "key_added": key_added})
+    arguments = {"n_samples": n_samples, "random_state": random_state, "key_added": key_added}
+    _validate.check_arguments(arguments, may_be_none=["n_samples"])
 
     from scanpy_scvipyro import _progress, data, posterior, storage, training
 

@@ -6,7 +6,7 @@ from scanpy_scvipyro._public import public
 from scanpy_scvipyro.tl._train import train
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     import numpy as np
     from anndata import AnnData
@@ -59,8 +59,8 @@ def scvi_pyro(
     accelerator: str = "auto",
     devices: int | str | list[int] = 1,
     precision: str | int = "32-true",
-    logger: Logger | Sequence[Logger] | bool = False,
-    callbacks: Sequence[Callback] = (),
+    logger: Logger | Iterable[Logger] | bool | None = False,
+    callbacks: Callback | Iterable[Callback] | None = (),
     progress_bar: bool | None = None,
     impute: bool = True,
     key_added: str = "scvi_pyro",
@@ -152,8 +152,8 @@ def scvi_pyro(
     accelerator, devices, precision, logger, callbacks
         Handed to :class:`pytorch_lightning.Trainer`, but ``accelerator="auto"`` is CUDA or else the CPU. Precisions are
         ``"32-true"``, ``"64-true"``, ``"bf16-mixed"`` and ``"16-mixed"`` (on the CPU the same as ``"bf16-mixed"``);
-        results are float32 with any. Files (logs, checkpoints) are only written if you pass a logger or a
-        :class:`~pytorch_lightning.callbacks.ModelCheckpoint`.
+        results are float32 with any. One logger or callback, or several. Files (logs, checkpoints) are only written if
+        you pass a logger or a :class:`~pytorch_lightning.callbacks.ModelCheckpoint`.
     progress_bar
         Whether to show a bar with epoch, ELBO and time left; by default if ``sc.settings.verbosity`` is above 0.
     impute

@@ -48,6 +48,8 @@ def train(
     genes = checked(adata, arguments)
 
     import torch
+    from pytorch_lightning.callbacks import Callback
+    from pytorch_lightning.loggers import Logger
 
     from scanpy_scvipyro import data, hardware, labels, posterior, storage, training
     from scanpy_scvipyro.model import SCVI, reads_labels
@@ -58,6 +60,10 @@ def train(
     arguments = arguments | {name: _validate.keys_as_list(arguments[name], name) for name in keys}
     arguments["precision"] = hardware.precision_name(arguments["precision"])
     arguments["accelerator"] = hardware.accelerator_name(arguments["accelerator"], arguments["devices"])
+    arguments["callbacks"] = _validate.instances(arguments["callbacks"], Callback, "callbacks")
+    if not isinstance(arguments["logger"], bool):
+        arguments["logger"] = _validate.instances(arguments["logger"], Logger, "logger")
+    storage.check_class(arguments["module"], SCVI if given is None else SCANVI)
     if arguments["progress_bar"] is None:
         arguments["progress_bar"] = settings.verbosity > 0
     labels_key, module = arguments["labels_key"], arguments["module"] or (SCVI if given is None else SCANVI)
