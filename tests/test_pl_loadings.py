@@ -41,7 +41,10 @@ def test_other_decoders_are_refused(trained_small):
         scvip.pl.loadings(trained_small, show=False)
 
 
-def test_removed_loadings_are_named(linear):
-    del linear.varm["scvi_pyro_loadings"]
-    with pytest.raises(KeyError, match=r"adata.varm has no 'scvi_pyro_loadings'"):
-        scvip.pl.loadings(linear, show=False)
+def test_all_that_hold_the_model_show_its_loadings(linear, tmp_path):
+    expected = bars(scvip.pl.loadings(linear, dimensions="Z_1", show=False))
+    some = linear[:, :3].copy()
+    del some.varm["scvi_pyro_loadings"]
+    scvip.write_model(linear, tmp_path / "model.safetensors")
+    for adata in (some, scvip.read_model(tmp_path / "model.safetensors")):
+        assert bars(scvip.pl.loadings(adata, dimensions="Z_1", show=False)) == expected

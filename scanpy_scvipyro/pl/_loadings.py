@@ -2,6 +2,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pandas as pd
+
 from scanpy_scvipyro import _stored, _validate
 from scanpy_scvipyro._public import public
 from scanpy_scvipyro.pl import _figure
@@ -9,7 +12,6 @@ from scanpy_scvipyro.pl import _figure
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -32,7 +34,7 @@ def loadings(
     Parameters
     ----------
     adata
-        AnnData with a model that was trained with ``decoder="linear"``.
+        AnnData with a model that was trained with ``decoder="linear"``, here or elsewhere; its cells are not used.
     key
         Name of the model, the ``key_added`` of :func:`scanpy_scvipyro.tl.scvi_pyro`.
     dimensions
@@ -69,20 +71,21 @@ def loadings(
     >>> [ax.get_title() for ax in axes]
     ['Z_0', 'Z_1', 'Z_2']
     """
-    decoder = _stored.trained(adata, key)["model_options"]["decoder"]
+    stored = _stored.trained(adata, key)
+    decoder = stored["model_options"]["decoder"]
     if decoder != "linear":
         raise ValueError(
             f"key={key!r} is a model with decoder={str(decoder)!r}, which has no loadings of genes; "
             "train one with tl.scvi_pyro(adata, decoder='linear')."
         )
-    if f"{key}_loadings" not in adata.varm:
-        raise KeyError(f"adata.varm has no {key + '_loadings'!r}; it was removed, train the model again.")
-    table = adata.varm[f"{key}_loadings"]
     _validate.check_arguments({"n_genes": n_genes})
+    # Those of the model itself, since a subset of the genes, or another reader of its file, has no adata.varm of them.
+    weights = np.asarray(stored["weights"]["decoder.rate.weight"])[:, : int(stored["model_options"]["n_latent"])]
+    table = pd.DataFrame(weights, index=stored["genes"], columns=[f"Z_{i}" for i in range(weights.shape[1])])
     names = _figure.choices(dimensions, table.columns.tolist(), "dimensions")
     axes = _figure.panels(len(names), ax, n_columns=5, width=2.8, height=0.6 + 0.24 * n_genes)
     for panel, name in zip(axes, names, strict=True):
-        _draw(panel, table[name].dropna(), n_genes)
+        _draw(panel, table[name], n_genes)
         panel.set_title(name)
     return _figure.finish("loadings", axes, show=show, save=save, return_fig=return_fig)
 
