@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -292,4 +292,12 @@ class CellDataModule(LightningDataModule):
         return loaders
 
     def _loader(self, rows: Tensor, batch_size: int, generator: torch.Generator | None = None) -> DataLoader[Cells]:
-        return DataLoader(Minibatches(self.data, rows, batch_size, generator), batch_size=None)
+        # Of its own generator it draws a number in each pass, else of the global one: a run that goes on would differ.
+        own = torch.Generator()
+        return DataLoader(Minibatches(self.data, rows, batch_size, generator), batch_size=None, generator=own)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.generator.set_state(state_dict["generator"])

@@ -17,7 +17,7 @@ import pyro
 import pytorch_lightning as pl
 import torch
 from pyro.infer import TraceMeanField_ELBO
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
+from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar
 
 from scanpy_scvipyro import _progress
 from scanpy_scvipyro.data import CellDataModule, n_training_cells
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
     from torch import Tensor
 
+    from scanpy_scvipyro.checkpoint import Run
     from scanpy_scvipyro.data import CellData
     from scanpy_scvipyro.model import Cells
 
@@ -159,6 +160,12 @@ class TrainingPlan(pl.LightningModule):
         row |= {"kl_weight": self.kl_weight, "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"]}
         self.history.append(row)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.history = checkpoint["history"]
+
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.module.parameters(), lr=self.recipe.learning_rate, fused=True)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
@@ -182,12 +189,19 @@ class BestWeights(Callback):
             self.best_elbo = elbo
             self.weights = {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_elbo": self.best_elbo, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_elbo, self.weights = state_dict["best_elbo"], state_dict["weights"]
+
 
 class EpochProgress(Callback):
     """One bar for the whole training, in terminals and notebooks: epoch, ELBO, and time left."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.bar = _progress.bar(trainer.max_epochs, "Training", "epoch")
+        self.bar.update(trainer.current_epoch)  # of a run that goes on
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: TrainingPlan) -> None:  # type: ignore[override]
         row = pl_module.history[-1]
@@ -210,6 +224,7 @@ def fit(
     progress_bar: bool,
     logger: Sequence[Logger] | bool,
     callbacks: Sequence[Callback],
+    checkpoint: Run | None = None,
 ) -> pd.DataFrame:
     """Train in place; the history has one row per epoch, indexed from 1."""
     plan = TrainingPlan(module, recipe)
@@ -221,6 +236,8 @@ def fit(
     has_own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
     if progress_bar and not has_own_bar:
         callbacks.append(EpochProgress())
+    if checkpoint is not None:
+        callbacks.append(checkpoint)
     cells = _cells(data, recipe)
     # glibc returns freed memory to the kernel until it has seen a large block freed; each step would then fetch all its
     # buffers anew, a sixth of its time.
@@ -234,14 +251,16 @@ def fit(
             precision=precision,
             logger=logger,
             callbacks=callbacks,
-            enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+            plugins=None if checkpoint is None else [checkpoint.io],
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             enable_progress_bar=has_own_bar,
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
         try:
             with _interruptible():
-                trainer.fit(plan, datamodule=cells)
+                goes_on_from = checkpoint.path if checkpoint is not None and checkpoint.path.exists() else None
+                trainer.fit(plan, datamodule=cells, ckpt_path=goes_on_from)
         except KeyboardInterrupt:
             if not (recipe.keep_best_on_interrupt and best.weights):
                 raise

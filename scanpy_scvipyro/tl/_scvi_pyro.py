@@ -7,6 +7,7 @@ from scanpy_scvipyro.tl._train import train
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from os import PathLike
 
     import numpy as np
     from anndata import AnnData
@@ -61,6 +62,7 @@ def scvi_pyro(
     precision: str | int = "32-true",
     logger: Logger | Iterable[Logger] | bool | None = False,
     callbacks: Callback | Iterable[Callback] | None = (),
+    checkpoint: PathLike[str] | str | None = None,
     progress_bar: bool | None = None,
     impute: bool = True,
     key_added: str = "scvi_pyro",
@@ -154,6 +156,11 @@ def scvi_pyro(
         ``"32-true"``, ``"64-true"``, ``"bf16-mixed"`` and ``"16-mixed"`` (on the CPU the same as ``"bf16-mixed"``);
         results are float32 with any. One logger or callback, or several. Files (logs, checkpoints) are only written if
         you pass a logger or a :class:`~pytorch_lightning.callbacks.ModelCheckpoint`.
+    checkpoint
+        File for the state of training, written at ends of epochs, at most once a minute. After a crash, Ctrl-C or a
+        timeout, the same call goes on from there, to the same bits as without the interruption. It is removed once the
+        results are in ``adata``. A file of other data, genes or options is refused; a full disk warns, and training
+        goes on.
     progress_bar
         Whether to show a bar with epoch, ELBO and time left; by default if ``sc.settings.verbosity`` is above 0.
     impute

@@ -51,7 +51,7 @@ def train(
     from pytorch_lightning.callbacks import Callback
     from pytorch_lightning.loggers import Logger
 
-    from scanpy_scvipyro import data, hardware, labels, posterior, storage, training
+    from scanpy_scvipyro import checkpoint, data, hardware, labels, posterior, storage, training
     from scanpy_scvipyro.model import SCVI, reads_labels
     from scanpy_scvipyro.scanvi import SCANVI
     from scanpy_scvipyro.tl._write import write_results
@@ -102,6 +102,11 @@ def train(
                 model.continue_from(start)
                 codes = posterior.latent_codes(model, training_data)[0]
                 model.start_densities(torch.from_numpy(codes), training_data.label)
+        run = None
+        if arguments["checkpoint"] is not None:
+            options = model_options | vars(recipe) | {"batch_offset": batch_offset, "precision": arguments["precision"]}
+            identity = checkpoint.identity(model, training_data, spec.genes, options)
+            run = arguments["checkpoint"] = checkpoint.opened(arguments["checkpoint"], identity)
         history = training.fit(model, training_data, recipe, **taken_by(training.fit, arguments))
         params = vars(recipe) | {"batch_offset": batch_offset, "labels_key": labels_key}
         params |= {"init_from": arguments.get("init_from")}
@@ -112,5 +117,7 @@ def train(
         added = write_results(
             adata, model, cell_data, genes, stored, impute=arguments["impute"], key_added=arguments["key_added"]
         )
+    if run is not None:
+        run.path.unlink(missing_ok=True)
     logg.info("    finished", time=begin, deep=added)
     return adata if arguments["copy"] else None
