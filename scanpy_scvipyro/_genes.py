@@ -11,6 +11,8 @@ import pandas as pd
 from scanpy_scvipyro._validate import did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from anndata import AnnData
     from numpy.typing import NDArray
 
@@ -67,9 +69,10 @@ def _names(names: pd.Series, *, ensembl_versions: bool) -> pd.Index:
 
 
 def _elsewhere(adata: AnnData, genes: NDArray[np.str_], n_found: int) -> str:
-    """Say where more of the genes would be found."""
+    """Say where, or under which names, more of the genes would be found."""
     best, hint = n_found, ""
-    for key in (None, *adata.var):
+    columns = [key for key in adata.var if not pd.api.types.is_numeric_dtype(adata.var[key])]
+    for key in (None, *columns):
         for ensembl_versions in (True, False):
             wanted = _names(pd.Series(genes), ensembl_versions=ensembl_versions)
             there = _names(_column(adata, key), ensembl_versions=ensembl_versions)
@@ -79,4 +82,32 @@ def _elsewhere(adata: AnnData, genes: NDArray[np.str_], n_found: int) -> str:
                     not ensembl_versions
                 )
                 best, hint = n, f" With {' and '.join(arguments)} of tl.map_query, {n} of them would be found."
-    return hint
+    names = adata.var_names.astype(str)
+    for code, renamed in _affixes_removed(names):
+        n = int(pd.Index(genes).isin(renamed).sum())
+        if n > best:
+            best, hint = n, f" After adata.var_names = adata.var_names{code}, {n} of them would be found."
+    return _in_other_case(names, pd.Index(genes), best) or hint
+
+
+def _affixes_removed(names: pd.Index) -> Iterator[tuple[str, pd.Index]]:
+    """Names without what may stand beside them (a genome, a second identifier, a number), and the code that does it."""
+    for separator in ("_", "-", ".", "|", ":"):
+        yield f".str.rsplit({separator!r}, n=1).str[0]", names.str.rsplit(separator, n=1).str[0]
+        yield f".str.split({separator!r}, n=1).str[-1]", names.str.split(separator, n=1).str[-1]
+
+
+def _in_other_case(names: pd.Index, genes: pd.Index, n_found: int) -> str:
+    """Say how more of the genes would be found if case did not matter."""
+    spelled = dict(zip(names.str.lower(), names, strict=True))
+    others = {gene: spelled[gene.lower()] for gene in genes if gene.lower() in spelled}
+    if len(others) <= n_found:
+        return ""
+    same_species = "if they are genes of the same species"
+    for code, renamed in ((".str.upper()", names.str.upper()), (".str.lower()", names.str.lower())):
+        if genes.isin(renamed).sum() == len(others):
+            return f" After adata.var_names = adata.var_names{code}, {len(others)} would be found, {same_species}."
+    gene = next(gene for gene, other in others.items() if gene != other)
+    return (
+        f" But for case, {len(others)} of them are there ({others[gene]!r} for {gene!r}); rename them, {same_species}."
+    )

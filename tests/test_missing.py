@@ -1,5 +1,7 @@
 """Queries without some genes of the reference, or with other names for them."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -127,6 +129,49 @@ def test_a_query_whose_column_would_match_is_told_so(reference, query):
         ValueError, match=r"701 of the 701 .* With var_key='symbol' of tl\.map_query, 701 of them would"
     ):
         scvip.tl.map_query(query, reference)
+
+
+def renamed(query, names):
+    query.var_names = [names(name) for name in query.var_names]
+    return query
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        lambda name: f"GRCh38_{name}",
+        lambda name: f"ENSG00000000001_{name}",
+        lambda name: f"{name}|ENSG00000000001",
+        lambda name: f"{name}-1",
+        lambda name: f"{name}.1",
+    ],
+)
+def test_a_query_with_something_beside_its_names_is_told_what_to_do(reference, query, names):
+    with pytest.raises(ValueError, match=r"After .*, 701 of them would be found") as refused:
+        scvip.tl.map_query(renamed(query, names), reference)
+    exec(re.search(r"After (.*), 701 of them", str(refused.value))[1], {"adata": query})
+    assert query.var_names.tolist() == reference.var_names.tolist()
+
+
+def test_a_query_in_other_case_is_told_so(reference, query):
+    message = r"But for case, 701 of them are there \('[\w-]+' for '[\w-]+'\).* same species"
+    with pytest.raises(ValueError, match=message):
+        scvip.tl.map_query(renamed(query, str.lower), reference)
+
+
+def test_a_query_in_other_case_is_told_what_to_do_where_one_call_does_it(reference, query):
+    capitals = reference.var_names[reference.var_names.str.isupper()]
+    query = renamed(query[:, capitals].copy(), str.capitalize)
+    with pytest.raises(ValueError, match=rf"After .*, {len(capitals)} would be found, if .* same species") as refused:
+        scvip.tl.map_query(query, reference)
+    exec(re.search(r"After (.*), \d+ would", str(refused.value))[1], {"adata": query})
+    assert query.var_names.tolist() == capitals.tolist()
+
+
+def test_every_function_for_trained_models_tells_of_other_names(reference):
+    reference.var_names = reference.var_names.str.lower()
+    with pytest.raises(ValueError, match="But for case, 701 of them are there"):
+        scvip.tl.latent(reference)
 
 
 def test_a_query_with_other_versions_is_told_so(small, train_quickly):
