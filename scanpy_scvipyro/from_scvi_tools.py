@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scanpy_scvipyro import _validate
+from scanpy_scvipyro import _validate, surgery
 from scanpy_scvipyro._names import categories, positions, text
 from scanpy_scvipyro.data import DataSpec
 from scanpy_scvipyro.labels import Given
@@ -76,6 +76,14 @@ def convert(peer: Any) -> Converted:
     if labels is not None:
         weights |= {name: value for name, value in start.items() if name.startswith(("prior_", "classification_"))}
     module.load_state_dict({name: _widened(weights[name], value) for name, value in start.items()})
+    keys = [key for key in (spec.batch_key, spec.labels_key, *spec.categorical_covariate_keys) if key is not None]
+    if unused := {key: names for key in keys if (names := _unused(peer, key))}:
+        seen = {key: names[~np.isin(names, [*unused.get(key, ())])] for key, names in spec.categories.items()}
+        everything, spec = spec, replace(spec, categories=seen)
+        options["n_categories"] = spec.n_categories
+        if spec.labels_key is not None:
+            options["n_labels"] = spec.n_labels
+        module = surgery.shrink(module, everything, spec, options)
     return Converted(module.eval(), spec, options, labels_key, _history(peer.history or {}), labels)
 
 
@@ -94,6 +102,17 @@ def given_labels(adata: AnnData, converted: Converted) -> Given:
         )
         raise ValueError(msg)
     return given
+
+
+def _unused(peer: Any, key: str | None) -> set[str]:
+    """Names of categories that a column lists and no cell has: their weights have never been trained.
+
+    After surgery by scvi-tools, the cells are those of the query, whose column does not list what the reference had.
+    """
+    if key is None or peer.adata is None or key not in peer.adata.obs:
+        return set()
+    n_cells = peer.adata.obs[key].value_counts()
+    return {text(name) for name in n_cells.index[n_cells == 0]}
 
 
 def _labels(peer: Any) -> NDArray[np.str_] | None:
@@ -124,7 +143,8 @@ def _refuse(peer: Any) -> None:
         "log_variational=False": not module.log_variational,
         "size_factor_key (through a softplus)": module.use_size_factor_key,
         "use_batch_norm and use_layer_norm in one network": None in _normalizations(arguments),
-        "batch_representation='embedding' of a single batch": bool(module.embeddings_dict) and module.n_batch == 1,
+        "batch_representation='embedding' of a single batch": bool(module.embeddings_dict)
+        and module.n_batch - len(_unused(peer, peer.registry["setup_args"]["batch_key"])) == 1,
         "batch_embedding_kwargs": not embedding_arguments <= {"embedding_dim"},
         "var_activation": bool(arguments.get("var_activation")),
         "extra_encoder_kwargs": bool(arguments.get("extra_encoder_kwargs")),

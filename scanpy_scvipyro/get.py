@@ -63,7 +63,8 @@ def from_scvi_tools(
     """Bring a model trained by scvi-tools into an AnnData, as if :func:`scanpy_scvipyro.tl.scvi_pyro` had trained it.
 
     The weights are copied into a module of this package whose latent codes, expected counts and ELBO are the same, so
-    that all functions for trained models work on it. scvi-tools itself is then no longer needed.
+    that all functions for trained models work on it. scvi-tools itself is then no longer needed. Categories that a
+    column of the model's AnnData lists without a cell are left out: their weights have never been trained.
 
     Parameters
     ----------

@@ -104,6 +104,26 @@ def grow(old: SCVI, known: DataSpec, spec: DataSpec, options: dict[str, Any]) ->
     return new.eval(), to_learn
 
 
+@torch.no_grad()
+def shrink(old: SCVI, known: DataSpec, spec: DataSpec, options: dict[str, Any]) -> SCVI:
+    """Build the module for those categories that ``spec`` still has; what is left keeps its weights.
+
+    The last category of a column has no weights of its own: they join the bias.
+    """
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced
+        new = type(old)(len(spec.genes), spec.n_batches, **options).float()
+    weights, owners = old.state_dict(), dict(_owners(new, spec))
+    for name, (axis, before) in _owners(old, known):
+        entries, mine = weights[name].movedim(axis, 0), owners[name][1]
+        weights[name] = entries[[before.index(owner) for owner in mine]].movedim(0, axis)
+        last = [i for i, owner in enumerate(before) if owner not in mine and not _is_new(owner, spec)]
+        if last:
+            bias = name.replace("weight", "bias")
+            weights[bias] = weights[bias] + entries[last].sum(dim=0)
+    new.load_state_dict(weights)
+    return new.eval()
+
+
 def _is_new(owner: Owner, known: DataSpec) -> bool:
     _, key, category = owner
     return key in known.categories and category not in known.categories[key]

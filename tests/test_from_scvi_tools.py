@@ -189,6 +189,49 @@ class TestConverted:
         ours = adata.obsm["X_scvi_pyro"]
         np.testing.assert_allclose(ours[is_query], peer.get_latent_representation(), rtol=1e-4, atol=1e-6)
 
+    @pytest.mark.parametrize("n_batches", [3, 1])
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"n_layers": 2, "encode_covariates": True, **COVARIATES},
+            {"dispersion": "gene-batch", "use_observed_lib_size": False, "n_layers": 2},
+            {"dispersion": "gene-label", "batch_representation": "embedding"},
+            {"linear": True, "gene_likelihood": "zinb", "bias": True},
+        ],
+        ids=["covariates", "latent library", "embedding", "linear"],
+    )
+    def test_categories_without_cells_are_left_out(self, options, n_batches):
+        adata = mixtures()
+        adata = adata[adata.obs["batch"].cat.codes < n_batches].copy()
+        for key, unused in {"batch": "0 another lab", "cell_type": "unknown", "donor": "b2"}.items():
+            names = sorted([*adata.obs[key].cat.categories, unused])
+            adata.obs[key] = adata.obs[key].cat.set_categories(names)
+        adata.obs["sex"] = pd.Categorical(["f"] * adata.n_obs, ["f", "m"])
+        query = adata.copy()
+        peer = train_peer(adata, **options)
+        if n_batches == 1 and "batch_representation" in options:
+            with pytest.raises(ValueError, match="embedding' of a single batch"):
+                scvip.get.from_scvi_tools(peer, query)
+            return
+        scvip.get.from_scvi_tools(peer, query)
+        stored = query.uns["scvi_pyro"]
+        assert sorted(stored["categories"]["batch"]) == sorted(adata.obs["batch"].unique())
+        theirs = peer.get_latent_representation()
+        np.testing.assert_allclose(query.obsm["X_scvi_pyro"], theirs, rtol=1e-4, atol=1e-6)
+        # Expected counts in all batches that have cells; scvi-tools takes averages over named batches, too.
+        names = adata.obs["batch"].unique().tolist()
+        scvip.tl.impute(query, transform_batch="all", library_size=1e4, progress_bar=False)
+        [tensors] = peer._make_data_loader(adata=adata, batch_size=adata.n_obs)
+        module = peer.module.eval()
+        known = peer.registry["field_registries"]["batch"]["state_registry"]["categorical_mapping"].tolist()
+        expected = []
+        for name in names:
+            inferred = module.inference(**module._get_inference_input(tensors))
+            inferred["z"] = inferred["qz"].loc
+            inputs = module._get_generative_input(tensors, inferred) | {"transform_batch": known.index(name)}
+            expected.append(module.generative(**inputs)["px"].scale)
+        same(torch.from_numpy(query.layers["scvi_pyro_imputed"]), torch.stack(expected).mean(dim=0) * 1e4)
+
     def test_history_has_the_sign_of_the_elbo(self, peer):
         adata = mixtures()
         scvip.get.from_scvi_tools(peer, adata)
