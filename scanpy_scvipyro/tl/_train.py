@@ -9,7 +9,7 @@ import numpy as np
 from scanpy import logging as logg
 from scanpy import settings
 
-from scanpy_scvipyro import _validate
+from scanpy_scvipyro import _confounding, _names, _validate
 from scanpy_scvipyro._arguments import taken_by
 
 if TYPE_CHECKING:
@@ -90,6 +90,13 @@ def train(
                 "label more cells, or pass train_size=1."
             )
         training_data = replace(cell_data, label=torch.from_numpy(np.where(held_out, 0, given.codes)))
+
+    if given is not None:
+        label_codes = given.codes - 1
+    elif labels_key is not None:
+        label_codes = _names.categories(adata.obs[labels_key], f"labels_key={labels_key!r}").codes
+    if confounded := _confounding.warning(cell_data, spec, None if labels_key is None else label_codes):
+        logg.warning(confounded)
 
     name = "scVI" if given is None else "scANVI"
     begin = logg.info(f"training {name} on {adata.n_obs} cells and {len(spec.genes)} genes")
