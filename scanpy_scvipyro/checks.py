@@ -251,6 +251,46 @@ def batches(surprise: NDArray[np.floating], codes: Codes, names: Sequence[str]) 
     ]
 
 
+def confused_labels(confusion: NDArray[np.integer], names: Sequence[str]) -> list[Finding]:
+    """Warn of labels in each other's place, by counts of given (rows) and predicted ones of held-out cells."""
+    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    pairs = [(i, j) for i, j in np.argwhere((share > 0.2) & (confusion >= 5)) if i != j]
+    if not pairs:
+        return []
+    pairs.sort(key=lambda pair: -share[pair])
+    listed = [f"{share[i, j]:.0%} of {names[i]} are called {names[j]}" for i, j in pairs]
+    first, second = (names[i] for i in pairs[0])
+    return [
+        Finding(
+            f"Labels {first} and {second} are confused",
+            f"Of labelled cells that were kept from training, {_listed(listed)}.",
+            "Join these labels, or check how they were given; do not compare numbers of such cells between samples.",
+        )
+    ]
+
+
+def unknown_cells(novelty: NDArray[np.floating], predicted: Codes, names: Sequence[str]) -> list[Finding]:
+    """Warn of more cells with a novelty of 0.99 than the hundredth of known types that has it."""
+    is_novel = novelty > 0.99
+    n_novel = {
+        name: int(is_novel[predicted == code].sum())
+        for code, name in enumerate(names)
+        if is_novel[predicted == code].sum() >= MIN_CELLS and is_novel[predicted == code].mean() > 0.15
+    }
+    if not n_novel and not (is_novel.mean() > 0.05 and is_novel.sum() >= MIN_CELLS):
+        return []  # 0.02 of the cells of a good fit with labels in one of three batches
+    listed = [f"{n_novel[name]} that are called {name}" for name in sorted(n_novel, key=lambda name: -n_novel[name])]
+    return [
+        Finding(
+            f"{is_novel.sum()} cells look like none of the labelled types",
+            f"They have a novelty above 0.99, {is_novel.mean():.1%} of the cells; of known types one in a hundred has."
+            + (f" Among them: {_listed(listed)}." if listed else ""),
+            "Cluster these cells and look at their marker genes; they may be a type without a label, doublets, or "
+            "cells of another quality. With max_novelty=0.99 they are called unknown.",
+        )
+    ]
+
+
 def _listed(names: Sequence[str], n_total: int | None = None) -> str:
     n_total = len(names) if n_total is None else n_total
     shown = names[:N_NAMED]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Codes = NDArray[np.integer]
 
 _LEVELS = np.linspace(0, 0.9, 19)
+N_BINS = 15
 UNKNOWN = "unknown"
 HELD_OUT = 0.1
 """Share of the labels that training does not see, by which probabilities and novelty are calibrated."""
@@ -112,7 +113,34 @@ def learn(module: SCANVI, data: CellData, given: Given, held_out: NDArray[np.boo
     stored: dict[str, Any] = {"key": given.key, "names": given.names.astype(object)}
     if given.max_novelty is not None:
         stored["max_novelty"] = given.max_novelty
-    return stored | calibration(read(module, data), given.codes, held_out)
+    readings = read(module, data)
+    stored |= calibration(readings, given.codes, held_out)
+    probability, label = probabilities(readings, stored)[held_out], given.codes[held_out] - 1
+    stored["held_out_reliability"] = reliability(probability, label)
+    stored["held_out_confusion"] = confusion(probability.argmax(axis=1), label, len(given.names))
+    return stored
+
+
+def reliability(probability: NDArray[np.float32], label: Codes) -> Array:
+    """Cells, mean probability and accuracy by bins of the largest probability, (15, 3); NaN without cells."""
+    largest, is_right = probability.max(axis=1), probability.argmax(axis=1) == label
+    bins = np.minimum((N_BINS * largest).astype(int), N_BINS - 1)
+    n_cells = np.bincount(bins, minlength=N_BINS)
+    with np.errstate(invalid="ignore"):
+        means = [np.bincount(bins, values, minlength=N_BINS) / n_cells for values in (largest, is_right)]
+    return np.column_stack([n_cells, *means])
+
+
+def calibration_error(reliability: Array) -> float:
+    """Average the difference of probability and accuracy over bins, by their cells: the expected calibration error."""
+    n_cells, probability, accuracy = reliability[reliability[:, 0] > 0].T
+    return float((n_cells * np.abs(probability - accuracy)).sum() / n_cells.sum())
+
+
+def confusion(predicted: Codes, label: Codes, n_labels: int) -> NDArray[np.int64]:
+    """Count cells by given (rows) and predicted label, (n_labels, n_labels)."""
+    counts = np.bincount(label * n_labels + predicted, minlength=n_labels**2)
+    return counts.reshape(n_labels, n_labels).astype(np.int64)
 
 
 def predict(module: SCVI, data: CellData, stored: dict[str, Any]) -> Predicted:

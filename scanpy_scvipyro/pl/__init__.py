@@ -2,9 +2,10 @@
 
 from scanpy_scvipyro.pl._history import history
 from scanpy_scvipyro.pl._integration import integration
+from scanpy_scvipyro.pl._labels import labels
 from scanpy_scvipyro.pl._loadings import loadings
 from scanpy_scvipyro.pl._posterior_predictive import posterior_predictive
 from scanpy_scvipyro.pl._rank_genes import rank_genes
 from scanpy_scvipyro.pl._report import report
 
-__all__ = ["history", "integration", "loadings", "posterior_predictive", "rank_genes", "report"]
+__all__ = ["history", "integration", "labels", "loadings", "posterior_predictive", "rank_genes", "report"]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from scanpy_scvipyro.integration import Scores
 
-BEFORE, AFTER = "before", "after"
+BEFORE, AFTER, NOVELTY = "before", "after", "novelty"
 MAX_IN_LEGEND = 40
 
 
@@ -156,6 +156,8 @@ def embed(
         AFTER: np.asarray(adata.obsm[latent])[rows],
     }
     obs = pd.DataFrame({column: categories(adata, column)[rows] for column in columns.named})
+    if f"{key}_novelty" in adata.obs:
+        obs[NOVELTY] = adata.obs[f"{key}_novelty"].to_numpy()[rows]
     obs.index = pd.RangeIndex(len(rows)).astype(str)
     cells = AnnData(obs=obs, obsm=embeddings)
     for column in columns.named:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scanpy_scvipyro import _select, _stored, checks, data, integration, posterior, storage, training
-from scanpy_scvipyro.pl import _integration, _posterior_predictive
+from scanpy_scvipyro.pl import _integration, _labels, _posterior_predictive
 from scanpy_scvipyro.pl._integration import AFTER, BEFORE
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from scanpy_scvipyro.integration import Scores
     from scanpy_scvipyro.model import SCVI
     from scanpy_scvipyro.pl._integration import Columns
+    from scanpy_scvipyro.pl._labels import Agreement
     from scanpy_scvipyro.pl._posterior_predictive import Simulation
 
 _PACKAGES = ("scanpy-scvipyro", "scanpy", "anndata", "torch", "pyro-ppl", "pytorch-lightning")
@@ -39,6 +40,8 @@ class Content(NamedTuple):
     scores: dict[str, Scores]
     batches: pd.DataFrame
     simulation: Simulation
+    agreement: Agreement | None
+    """Of labels, where the model predicts them."""
     n_shown: int
     n_cells: int
 
@@ -63,6 +66,7 @@ def gather(
         *_integration_findings(cells, columns, scores),
         *checks.batches(surprise, codes[rows], names),
         *checks.genes(simulation.real, simulation.simulated, spec.genes.tolist()),
+        *(_label_findings(adata, key, stored["labels"]) if "labels" in stored else []),
     ]
     depth = cell_data.depth[:, 0].numpy()
     return Content(
@@ -77,6 +81,7 @@ def gather(
         scores=scores,
         batches=_batch_table(depth, names, codes, rows, surprise, cells, columns, scores[AFTER]),
         simulation=simulation,
+        agreement=_labels.agreement_of(adata, key, None) if "labels" in stored else None,
         n_shown=len(rows),
         n_cells=adata.n_obs,
     )
@@ -96,6 +101,15 @@ def _training_findings(stored: dict[str, Any], n_cells: int) -> list[Finding]:
     return checks.convergence(
         history, default_epochs=training.default_max_epochs(n_cells), early_stopping=early_stopping
     ) + ([] if early_stopping else checks.overfitting(history))  # which keeps the best weights
+
+
+def _label_findings(adata: AnnData, key: str, stored: dict[str, Any]) -> list[Finding]:
+    names = [str(name) for name in stored["names"]]
+    predicted = adata.obsm[f"{key}_probabilities"].to_numpy().argmax(axis=1)
+    novelty = adata.obs[f"{key}_novelty"].to_numpy()
+    return checks.confused_labels(np.asarray(stored["held_out_confusion"]), names) + checks.unknown_cells(
+        novelty, predicted, names
+    )
 
 
 def _integration_findings(cells: AnnData, columns: Columns, scores: dict[str, Scores]) -> list[Finding]:

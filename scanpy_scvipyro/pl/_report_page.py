@@ -8,7 +8,7 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from scanpy_scvipyro.pl import _history, _integration, _posterior_predictive
+from scanpy_scvipyro.pl import _history, _integration, _labels, _posterior_predictive
 from scanpy_scvipyro.pl._integration import AFTER, BEFORE
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def render(content: Content) -> str:
     )
     with mpl.style.context("default"):
         pictures = {"curves": _curves(content), "umaps": _umaps(content), "checks": _predictive_checks(content)}
+        pictures["labels"] = _label_pictures(content)
     return environment.get_template("report.html.jinja").render(
         content=content,
         pictures=pictures,
@@ -98,6 +99,33 @@ def _predictive_checks(content: Content) -> list[Picture]:
             f"Data beside simulation: {name.replace('_', ' ')}",
         )
         for name, caption in _CHECKS.items()
+    ]
+
+
+def _label_pictures(content: Content) -> list[Picture]:
+    """Of a model that predicts labels."""
+    agreement = content.agreement
+    if agreement is None:
+        return []
+    umap, novelty = content.cells.obsm[f"{AFTER}_umap"], content.cells.obs[_integration.NOVELTY].to_numpy()
+    of_cells = f"of {agreement.what}"
+    return [
+        _picture(
+            partial(_labels.draw_reliability, agreement=agreement),
+            f"Accuracy by probability, {of_cells}: dots should lie on the line.",
+            "Reliability diagram of the predicted labels",
+        ),
+        _picture(
+            partial(_labels.draw_confusion, agreement=agreement),
+            f"Given and predicted labels, {of_cells}.",
+            "Confusion matrix of given and predicted labels",
+            (4.6, 4.2),
+        ),
+        _picture(
+            partial(_labels.draw_novelty, umap=umap, novelty=novelty),
+            "Novelty: dark cells are unlike all labelled ones.",
+            "UMAP of the cells, coloured by novelty",
+        ),
     ]
 
 
