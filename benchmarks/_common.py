@@ -104,6 +104,31 @@ def peer_elbo(model: object, test: sc.AnnData, n_samples: int = 10) -> float:
     return float(np.mean([float(model.get_elbo(test)) for _ in range(n_samples)]))
 
 
+def train_peer(
+    train: sc.AnnData, test: sc.AnnData, seed: int, key: str, model_options: dict[str, object], **options: object
+) -> tuple[float, float]:
+    """Train scvi-tools, by default with its defaults, and write its codes; seconds, and ELBO of the test cells."""
+    import scvi
+
+    scvi.settings.seed = seed
+    adata = train.copy()
+    scvi.model.SCVI.setup_anndata(adata, batch_key="batch")
+    model = scvi.model.SCVI(adata, **model_options)
+    start = time.perf_counter()
+    model.train(enable_progress_bar=False, logger=False, **options)
+    seconds = time.perf_counter() - start
+    train.obsm[key] = model.get_latent_representation()
+    return seconds, peer_elbo(model, test)
+
+
+def add_harmony(adata: sc.AnnData) -> None:
+    """Write Harmony's corrected PCA to ``obsm["X_harmony"]``."""
+    import harmonypy
+
+    corrected = harmonypy.run_harmony(adata.obsm["X_pca"], adata.obs, "batch").Z_corr
+    adata.obsm["X_harmony"] = corrected if len(corrected) == adata.n_obs else corrected.T
+
+
 def scib(adata: sc.AnnData, keys: list[str]) -> pd.DataFrame:
     """Score embeddings with scib-metrics against ``cell_type`` and ``batch``: one row each."""
     from scib_metrics.benchmark import Benchmarker

@@ -45,7 +45,7 @@ def main(
     ours(warm_up, warm_up[:100].copy(), 0, max_epochs=1)
     earlier = pd.DataFrame()
     if peer_results is None:
-        peer(warm_up, warm_up[:100].copy(), 0, "X_peer", max_epochs=1)
+        _common.train_peer(warm_up, warm_up[:100].copy(), 0, "X_peer", {}, max_epochs=1)
     else:
         earlier = pd.DataFrame(json.loads(peer_results.read_text())["rows"])
         earlier = earlier[earlier["method"].str.startswith("scvi-tools")]
@@ -53,7 +53,7 @@ def main(
     for name in sets.split(","):
         train, test = _common.hold_out(_common.load(name))
         _common.add_pca(train)
-        add_harmony(train)
+        _common.add_harmony(train)
         keys = {"X_pca": "PCA", "X_harmony": "Harmony"}
         for seed in range(seeds):
             *measured_ours, curve = ours(train, test, seed, **json.loads(options))
@@ -61,7 +61,7 @@ def main(
             measured = {"scanpy_scvipyro": measured_ours}
             keys |= {"X_scvi_pyro": "scanpy_scvipyro"}
             if peer_results is None:
-                measured["scvi-tools"] = peer(train, test, seed, "X_peer")
+                measured["scvi-tools"] = _common.train_peer(train, test, seed, "X_peer", {})
                 keys |= {"X_peer": "scvi-tools"}
                 to_reach = measured["scvi-tools"][1]
             else:
@@ -70,8 +70,9 @@ def main(
             reached = [seconds for seconds, elbo in curve if elbo >= to_reach]
             if peer_with_our_schedule and peer_results is None:
                 method = f"scvi-tools, {n_epochs} epochs"
-                measured[method] = peer(
-                    train, test, seed, "X_short", max_epochs=n_epochs, plan_kwargs={"n_epochs_kl_warmup": n_epochs}
+                plan = {"n_epochs_kl_warmup": n_epochs}
+                measured[method] = _common.train_peer(
+                    train, test, seed, "X_short", {}, max_epochs=n_epochs, plan_kwargs=plan
                 )
                 keys["X_short"] = method
             for key, scores in _common.scib(train, list(keys)).iterrows():
@@ -118,31 +119,6 @@ def ours(
     scvip.tl.scvi_pyro(train, batch_key="batch", random_state=seed, **fixed, **options)
     seconds = time.perf_counter() - start - held_out.off_the_clock
     return seconds, _common.our_elbo(train, test), held_out.curve
-
-
-def peer(
-    train: _common.sc.AnnData, test: _common.sc.AnnData, seed: int, key: str, **options: object
-) -> tuple[float, float]:
-    """Train scvi-tools with its defaults, but for the given options of its ``train``."""
-    import scvi
-
-    scvi.settings.seed = seed
-    adata = train.copy()
-    scvi.model.SCVI.setup_anndata(adata, batch_key="batch")
-    model = scvi.model.SCVI(adata)
-    start = time.perf_counter()
-    model.train(enable_progress_bar=False, logger=False, **options)
-    seconds = time.perf_counter() - start
-    train.obsm[key] = model.get_latent_representation()
-    return seconds, _common.peer_elbo(model, test)
-
-
-def add_harmony(adata: _common.sc.AnnData) -> None:
-    """Write Harmony's corrected PCA to ``obsm["X_harmony"]``."""
-    import harmonypy
-
-    corrected = harmonypy.run_harmony(adata.obsm["X_pca"], adata.obs, "batch").Z_corr
-    adata.obsm["X_harmony"] = corrected if len(corrected) == adata.n_obs else corrected.T
 
 
 if __name__ == "__main__":
