@@ -146,5 +146,5 @@ MADE: dict[str, Callable[[np.random.Generator], ad.AnnData]] = {
     "no_effect": _no_effect,
 }
 """By name: depth lowered to a tenth in one of two batches; 10 % ambient RNA in one of two; effects that differ by cell
-type; ten batches from 60 to 600 cells; ten batches of 300 cells with strong effects; a batch of B cells only; two kinds of
-monocytes, each in one batch only; batches without any effect."""
+type; ten batches from 30 to 600 cells; ten batches of 300 cells with strong effects; a batch of B cells only; two kinds
+of monocytes, each in one batch only; batches without any effect."""

@@ -20,10 +20,12 @@ import scanpy_scvipyro as scvip
 OURS = "scanpy_scvipyro"
 PEERS = ("scvi-tools", "scvi-tools, atlas settings")
 WITHOUT_SEED = ("PCA", "Harmony")
+ALL_SETS = ",".join((*_sets.REAL, *_sets.MADE))
 ATLAS = {"n_layers": 2, "n_latent": 30, "gene_likelihood": "nb"}
 """Settings of scvi-tools' own tutorial on atlases."""
 
 app = typer.Typer(add_completion=False, help=__doc__)
+Sets = Annotated[str, typer.Option(help="Data sets, separated by commas.")]
 Store = Annotated[Path, typer.Option(help="Folder of codes and scores: SET/METHOD/SEED.npz and .json.")]
 DEFAULT_STORE = Path(__file__).parent / "results" / "integration"
 
@@ -33,9 +35,11 @@ def train(
     methods: Annotated[str, typer.Option(help="Methods, separated by semicolons.")] = ";".join(
         (*WITHOUT_SEED, OURS, *PEERS)
     ),
-    sets: Annotated[str, typer.Option(help="Data sets, separated by commas.")] = ",".join((*_sets.REAL, *_sets.MADE)),
+    sets: Sets = ALL_SETS,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2,3,4",
-    options: Annotated[str, typer.Option(help="Arguments of tl.scvi_pyro, as JSON, for methods of other names.")] = "{}",
+    options: Annotated[
+        str, typer.Option(help="Arguments of tl.scvi_pyro, as JSON, for methods of other names.")
+    ] = "{}",
     store: Store = DEFAULT_STORE,
 ) -> None:
     """Train what is not in the store yet, on nine tenths of the cells, and store codes, held-out ELBO and time.
@@ -81,13 +85,14 @@ def save(path: Path, codes: np.ndarray, elbo: float, seconds: float) -> None:
     packages = ("scvi-tools", "harmonypy", "torch", "scanpy")
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(
-        path, codes=codes.astype(np.float16), elbo=elbo, seconds=seconds, threads=torch.get_num_threads(), versions=versions
-    )
+    measured = {"elbo": elbo, "seconds": seconds, "threads": torch.get_num_threads(), "versions": versions}
+    np.savez_compressed(path, codes=codes.astype(np.float16), **measured)
 
 
 @app.command()
-def score(sets: Annotated[str, typer.Option(help="Data sets, separated by commas.")] = "", store: Store = DEFAULT_STORE) -> None:
+def score(
+    sets: Annotated[str, typer.Option(help="Data sets, separated by commas.")] = "", store: Store = DEFAULT_STORE
+) -> None:
     """Score the codes that have no scores yet, or scores of an earlier version."""
     import _scores
 
@@ -133,7 +138,9 @@ def table(
     medians = scores.groupby(["data", "method"])[columns].median().reset_index()
     medians.insert(2, "seeds", scores.groupby(["data", "method"])["seed"].nunique().to_numpy())
     _common.report(medians, "integration", output, decimals=3)
-    _common.report(differences(scores, baseline, ["ELBO", *COLUMNS]), f"integration, differences to {baseline}", output, 3)
+    _common.report(
+        differences(scores, baseline, ["ELBO", *COLUMNS]), f"integration, differences to {baseline}", output, 3
+    )
 
 
 def lowest_same_type(scores: pd.DataFrame) -> pd.Series:

@@ -134,7 +134,7 @@ def mixing(same: Array, mixed: Array, batches: Codes, names: Sequence[str], *, h
             "Batches are not mixed",
             f"{same.mean():.0%} of a cell's nearest neighbours are of its own batch; {mixed.mean():.0%} would be if "
             f"batches were mixed. Furthest apart: {_listed(worst)}.{caveat}",
-            "Train with batch_key=, and for the default number of epochs; compare a higher batch_offset=.",
+            "Train with batch_key=, and for the default number of epochs; compare a higher batch_alignment=.",
         )
     ]
 
@@ -164,7 +164,7 @@ def over_correction(before: Array, after: Array, labels: Codes, names: Sequence[
             "Over-correction suspected",
             f"Cells have lost neighbours of their own label: {_listed(shares)}.",
             "Biology may have been removed together with the batch effect. Is a label found in one batch only? Compare "
-            "a lower batch_offset= or batch_offset=None, and check marker genes before trusting these labels.",
+            "batch_alignment=0 or batch_offset=None, and check marker genes before trusting these labels.",
         )
     ]
 
@@ -187,7 +187,7 @@ def lost_structure(kept: Array, chance: Array, batches: Codes, names: Sequence[s
             "The latent codes tell cells hardly apart",
             f"Cells of one batch have other neighbours than before; kept beyond chance: {_listed(lost)}.",
             "The batch effect may have been removed together with the biology, or the counts of these batches hold "
-            "little else than noise. Check them, train for longer, and compare a lower batch_offset=.",
+            "little else than noise. Check them, train for longer, and compare batch_alignment=0.",
         )
     ]
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 GeneLikelihood = Literal["zinb", "nb", "poisson"]
 Dispersion = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
+EncoderInput = Literal["log_normalized", "log_counts"]
 
 
 def reads_labels(module: str, options: Mapping[str, Any]) -> bool:
@@ -54,7 +55,7 @@ class SCVI(PyroModule):
 
     .. math::
 
-        z_n &\sim \mathrm{Normal}(0, I) \\
+        z_n &\sim \mathrm{Normal}(0, I) \quad \text{or a mixture of Normals} \\
         \rho_n &= \mathrm{softmax}(f(z_n, s_n) + W s_n) \\
         x_{ng} &\sim \mathrm{NB}(\ell_n \rho_{ng}, \theta_g)
 
@@ -84,6 +85,7 @@ class SCVI(PyroModule):
         gene_likelihood: GeneLikelihood = "nb",
         dispersion: Dispersion = "gene",
         library: Literal["observed", "latent"] = "observed",
+        encoder_input: EncoderInput = "log_counts",
         encode_covariates: bool = False,
         deeply_inject_covariates: bool = True,
         batch_representation: Literal["one-hot", "embedding"] = "one-hot",
@@ -93,6 +95,7 @@ class SCVI(PyroModule):
         decoder: Literal["nonlinear", "linear"] = "nonlinear",
         prior: Literal["normal", "mixture"] = "normal",
         n_prior_components: int = 50,
+        batch_alignment: float = 0.0,
     ) -> None:
         super().__init__()
         self.n_genes, self.n_batches, self.n_latent = n_genes, n_batches, n_latent
@@ -137,11 +140,15 @@ class SCVI(PyroModule):
             # Mean and standard deviation of the log library size, per batch; set from the data before training.
             self.register_buffer("library_loc", torch.zeros(n_batches, 1))
             self.register_buffer("library_scale", torch.ones(n_batches, 1))
+        self.typical_depth: Tensor | None
+        # Counts per cell that the encoder scales all cells to; set from the data before training.
+        self.register_buffer("typical_depth", torch.ones(()) if encoder_input == "log_normalized" else None)
         if prior == "mixture":
             self.prior_logits = nn.Parameter(torch.zeros(n_prior_components))
             self.prior_loc = nn.Parameter(torch.randn(n_prior_components, n_latent))
             self.prior_log_scale = nn.Parameter(torch.zeros(n_prior_components, n_latent))
         self.has_mixture_prior = prior == "mixture"
+        self.batch_alignment = batch_alignment if n_batches > 1 else 0.0
 
     @torch.no_grad()
     def start_from(
@@ -154,8 +161,11 @@ class SCVI(PyroModule):
         """Set what the data tell before training.
 
         The decoder starts at the mean frequencies of the genes, and each batch at a share of its deviation from them.
-        Small output weights let the latent code grow from nothing. A latent library size gets its prior.
+        Small output weights let the latent code grow from nothing. A latent library size gets its prior. The depth
+        that the encoder scales cells to is the geometric mean, in which every batch counts the same.
         """
+        if self.typical_depth is not None:
+            self.typical_depth = batch_log_library_size[0].mean().exp()
         if self.library == "latent":
             self.library_loc, self.library_scale = batch_log_library_size
             self.library_encoder.loc.bias.fill_(self.library_loc.mean())
@@ -170,23 +180,33 @@ class SCVI(PyroModule):
         """p(z) p(library size) p(counts | z, library size, batch)."""
         with pyro.plate("cells", len(cells.batch)):
             with poutine.scale(scale=kl_weight):
-                z = pyro.sample("z", self.prior())
+                prior = self.prior()
+                z = pyro.sample("z", prior)
                 library_size = cells.library_size
                 if self.library == "latent":
                     library_size = pyro.sample("library_size", self.library_prior(cells.batch))
+                self.align(prior, z, cells.batch)
             return pyro.sample("x", self.likelihood(z, library_size, cells).to_event(1), obs=cells.counts)
 
     def guide(self, cells: Cells, kl_weight: float = 1.0) -> None:
         """q(z | counts) q(library size | counts)."""
         assert cells.counts is not None, "the guide infers latent codes from counts"
-        # log1p: counts span five orders of magnitude, too many for a network.
-        log_counts = torch.log1p(cells.counts).to_dense()
-        covariates = self.covariates(cells) if self.encode_covariates else log_counts[:, :0]
+        counts = cells.counts.to_dense()
+        covariates = self.covariates(cells) if self.encode_covariates else counts[:, :0]
         with pyro.plate("cells", len(cells.batch)), poutine.scale(scale=kl_weight):
-            pyro.sample("z", dist.Normal(*self.encoder(log_counts, covariates)).to_event(1))
+            pyro.sample("z", dist.Normal(*self.encoder(self.encoded(counts), covariates)).to_event(1))
             if self.library == "latent":
-                posterior = dist.LogNormal(*self.library_encoder(log_counts, covariates))
+                posterior = dist.LogNormal(*self.library_encoder(torch.log1p(counts), covariates))
                 pyro.sample("library_size", posterior.to_event(1))
+
+    def encoded(self, counts: Tensor) -> Tensor:
+        """Return what the encoder sees of dense counts; log1p, since they span five orders of magnitude.
+
+        Cells are scaled to one depth, so that codes need not learn to forget it, which differs between batches.
+        """
+        if self.typical_depth is not None:
+            counts = counts * (self.typical_depth / counts.sum(dim=1, keepdim=True).clamp_min(1))
+        return torch.log1p(counts)
 
     def prior(self) -> TorchDistribution:
         """p(z): standard Normal, or a mixture of Normals whose parameters are learnt."""
@@ -195,6 +215,29 @@ class SCVI(PyroModule):
             return dist.Normal(loc, torch.ones_like(loc)).to_event(1)
         components = dist.Normal(self.prior_loc, self.prior_log_scale.exp()).to_event(1)
         return dist.MixtureSameFamily(dist.Categorical(logits=self.prior_logits), components)
+
+    def align(self, prior: TorchDistribution, z: Tensor, batch: Tensor) -> None:
+        """Penalize, in training, batches that are apart within components of a mixture prior."""
+        if self.training and self.batch_alignment and isinstance(prior, dist.MixtureSameFamily):
+            pyro.factor("alignment", -self.batch_alignment * self.misalignment(prior, z, batch))
+
+    def misalignment(self, prior: dist.MixtureSameFamily, z: Tensor, batch: Tensor) -> Tensor:
+        """How far batches are apart within the components of the prior, at the batch of each cell, (n_cells,).
+
+        This is the squared distance of the mean code of a batch from that of all batches, both over the cells of a
+        component, in variances of the component.
+        """
+        components = prior.component_distribution
+        # Not to be changed by training, which could make distances small by components of one batch each.
+        with torch.no_grad():
+            log_density = components.log_prob(z[:, None]) + prior.mixture_distribution.logits
+            membership = log_density.softmax(dim=1)[..., None] * F.one_hot(batch, self.n_batches)[:, None]
+            n_cells = membership.sum(dim=0)[..., None] + 1e-6  # (n_components, n_batches, 1)
+        sums = torch.einsum("nks,nd->ksd", membership, z)
+        difference = sums / n_cells - sums.sum(dim=1, keepdim=True) / n_cells.sum(dim=1, keepdim=True)
+        distance = (difference.square() / components.variance.detach()[:, None]).mean(dim=-1)
+        # The mean of a cell or two is these cells: pulling them to that of the component would make it narrower.
+        return torch.einsum("nks,ks->n", membership, distance * (n_cells[..., 0] > 2))
 
     def library_prior(self, batch: Tensor) -> TorchDistribution:
         """p(library size | batch)."""

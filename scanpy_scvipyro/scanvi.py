@@ -82,7 +82,9 @@ class SCANVI(SCVI):
         is_labelled = cells.label > 0
         with pyro.plate("cells", len(cells.batch)):
             with poutine.scale(scale=kl_weight):
-                z = pyro.sample("z", self.prior(cells.label))
+                prior = self.prior(cells.label)
+                z = pyro.sample("z", prior)
+                self.align(prior, z, cells.batch)
                 library_size = cells.library_size
                 if self.library == "latent":
                     library_size = pyro.sample("library_size", self.library_prior(cells.batch))

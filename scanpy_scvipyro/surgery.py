@@ -47,6 +47,7 @@ def learn(
     recipe = training.recipe(
         data.n_cells,
         max_epochs=max_epochs or default_max_epochs(data.n_cells, batch_size),
+        kl_weight=1.0,
         n_epochs_kl_warmup=0,
         learning_rate=learning_rate,
         batch_size=batch_size,

@@ -41,6 +41,7 @@ class Recipe:
     """How to train."""
 
     max_epochs: int
+    kl_weight: float
     n_epochs_kl_warmup: int
     learning_rate: float
     batch_size: int
@@ -113,7 +114,7 @@ def _cells(data: CellData, recipe: Recipe) -> CellDataModule:
 
 
 class TrainingPlan(pl.LightningModule):
-    """Maximizes the ELBO per cell: Adam, a one-cycle learning rate, and a KL weight that rises to one."""
+    """Maximizes the ELBO per cell: Adam, a one-cycle learning rate, and a KL weight that rises from nothing."""
 
     def __init__(self, module: SCVI, recipe: Recipe) -> None:
         super().__init__()
@@ -124,7 +125,7 @@ class TrainingPlan(pl.LightningModule):
     @property
     def kl_weight(self) -> float:
         n_steps = self.recipe.n_epochs_kl_warmup * self.trainer.num_training_batches
-        return min(1.0, (self.global_step + 1) / n_steps) if n_steps else 1.0
+        return self.recipe.kl_weight * (min(1.0, (self.global_step + 1) / n_steps) if n_steps else 1.0)
 
     def on_train_epoch_start(self) -> None:
         self.train_loss = torch.zeros((), device=self.device)

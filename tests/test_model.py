@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from pyro import poutine
 from torch.distributions import Normal, kl_divergence
 
-from scanpy_scvipyro import data, posterior
+import scanpy_scvipyro as scvip
+from scanpy_scvipyro import data, integration, posterior
 from scanpy_scvipyro.model import SCVI
 
 
@@ -243,3 +244,81 @@ def test_a_latent_library_size_scales_the_expected_counts(cells):
     drawn = {"z": torch.zeros(12, 10), "library_size": torch.linspace(10, 5000, 12)[:, None]}
     trace = poutine.trace(poutine.condition(module.model, data=drawn)).get_trace(cells)
     torch.testing.assert_close(trace.nodes["x"]["fn"].mean.sum(-1, keepdim=True), drawn["library_size"])
+
+
+def test_codes_do_not_depend_on_the_depth_of_a_cell(cell_data, cells):
+    module = untrained(encoder_input="log_normalized")
+    module.start_from(*cell_data.log_frequencies(), cell_data.log_library_size(), batch_offset=0.0)
+    deeper = cells._replace(counts=cells.counts * 3)
+    codes = [posterior.latent_posterior(module, each).mean for each in (cells, deeper)]
+    torch.testing.assert_close(*codes)
+
+
+def test_the_encoder_scales_cells_to_their_geometric_mean_depth(cell_data):
+    module = untrained(encoder_input="log_normalized")
+    module.start_from(*cell_data.log_frequencies(), cell_data.log_library_size(), batch_offset=0.0)
+    depth, batch = cell_data.depth[:, 0].numpy(), cell_data.batch.numpy()
+    means = [np.log(depth[batch == code]).mean() for code in range(3)]  # each batch counts the same
+    assert module.typical_depth.item() == pytest.approx(np.exp(np.mean(means)), rel=1e-5)
+
+
+class TestAlignment:
+    def module(self, **options):
+        return untrained(prior="mixture", n_prior_components=4, **options)
+
+    def test_is_the_distance_of_batch_means_within_components(self):
+        module, z, batch = self.module(), torch.randn(60, 10, dtype=torch.float64), torch.arange(60) % 3
+        prior = module.double().prior()
+        found = module.misalignment(prior, z, batch).sum().item()
+
+        weights = module.prior_logits.softmax(0).tolist()
+        components = [Normal(m, s.exp()) for m, s in zip(module.prior_loc, module.prior_log_scale, strict=True)]
+        density = torch.stack([w * c.log_prob(z).sum(1).exp() for w, c in zip(weights, components, strict=True)], dim=1)
+        share = density / density.sum(dim=1, keepdim=True)
+        expected = 0.0
+        for k, component in enumerate(components):
+            mean = (share[:, [k]] * z).sum(0) / share[:, k].sum()
+            for code in range(3):
+                own = share[batch == code][:, [k]]
+                if own.sum() > 2:
+                    distance = ((own * z[batch == code]).sum(0) / own.sum() - mean) / component.stddev
+                    expected += own.sum() * distance.square().mean()
+        assert found == pytest.approx(expected.item(), rel=1e-5)
+
+    def test_leaves_batches_of_different_components_apart(self):
+        module, batch = self.module(), torch.arange(60) % 2
+        with torch.no_grad():
+            module.prior_loc[:2] = torch.tensor([[-50.0], [50.0]])
+        z = (module.prior_loc[:2][batch] + torch.randn(60, 10)).detach().requires_grad_()
+        module.misalignment(module.prior(), z, batch).sum().backward()
+        assert z.grad.abs().max() < 1e-4
+
+    def test_pulls_batches_of_a_component_together(self):
+        module, batch = self.module(), torch.arange(60) % 2
+        z = (torch.randn(60, 10) + batch[:, None]).requires_grad_()
+        before = module.misalignment(module.prior(), z, batch).sum()
+        before.backward()
+        after = module.misalignment(module.prior(), z - 0.1 * z.grad, batch).sum()
+        assert after < before
+
+    def test_is_a_site_in_training_alone(self, cells):
+        module = self.module(batch_alignment=2.0)
+        assert "alignment" not in poutine.trace(module.model).get_trace(cells)
+        trace = poutine.trace(module.train().model).get_trace(cells, kl_weight=0.5)
+        site, z = trace.nodes["alignment"], trace.nodes["z"]["value"]
+        expected = -0.5 * 2.0 * module.misalignment(module.prior(), z, cells.batch)
+        torch.testing.assert_close(site["scale"] * site["fn"].log_prob(site["value"]), expected)
+
+    @pytest.mark.parametrize("options", [{"batch_alignment": 0.0}, {"prior": "normal", "batch_alignment": 2.0}])
+    def test_needs_a_weight_and_a_mixture(self, cells, options):
+        module = untrained(**({"prior": "mixture"} | options)).train()
+        assert "alignment" not in poutine.trace(module.model).get_trace(cells)
+
+    def test_mixes_batches_of_real_cells(self, mixtures):
+        shares = []
+        for weight in (0, 30):
+            options = {"max_epochs": 20, "batch_alignment": weight, "impute": False, "progress_bar": False}
+            adata = scvip.tl.scvi_pyro(mixtures, batch_key="batch", copy=True, **options)
+            near = integration.neighbors(adata.obsm["X_scvi_pyro"])
+            shares.append(integration.same_share(near, mixtures.obs["batch"].cat.codes.to_numpy()).mean())
+        assert shares[1] < shares[0] - 0.02

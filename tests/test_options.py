@@ -17,7 +17,7 @@ OPTIONS = {
     "deeply_inject_covariates": [True, False],
     "batch_representation": ["one-hot", "embedding"],
     "n_batch_embedding": [5, 1],
-    "batch_offset": [0.5, 0, None],
+    "batch_offset": [0, 0.5, None],
     "n_latent": [10, 1],
     "n_hidden": [128, 3],
     "n_layers": [1, 2, 3],
@@ -26,8 +26,10 @@ OPTIONS = {
     "encoder_normalization": ["batch", "layer", "none"],
     "decoder_normalization": ["batch", "layer", "none"],
     "decoder": ["nonlinear", "linear"],
-    "prior": ["normal", "mixture"],
+    "prior": ["mixture", "normal"],
     "n_prior_components": [50, 1],
+    "encoder_input": ["log_normalized", "log_counts"],
+    "batch_alignment": [30, 0],
     "mask_var": [None, "highly_variable"],
 }
 

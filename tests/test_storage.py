@@ -155,3 +155,14 @@ def test_a_model_of_another_class_is_refused(small, train_quickly):
         ValueError, match=r"holds the weights of a Renamed, not of SCVI; pass the class itself: module=Ren"
     ):
         scvip.get.model(small)
+
+
+def test_a_model_without_the_newer_options_is_the_one_that_it_was(small, train_quickly):
+    published = {"encoder_input": "log_counts", "prior": "normal", "batch_alignment": 0}
+    train_quickly(small, batch_key="batch", **published)
+    del small.uns["scvi_pyro"]["entries"]
+    for name in ("encoder_input", "batch_alignment"):
+        del small.uns["scvi_pyro"]["model_options"][name], small.uns["scvi_pyro"]["params"][name]
+    query = small.copy()
+    scvip.tl.map_query(query, small)
+    np.testing.assert_array_equal(query.obsm["X_scvi_pyro"], small.obsm["X_scvi_pyro"])

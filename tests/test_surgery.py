@@ -99,7 +99,7 @@ def test_learning_raises_the_elbo_of_the_new_cells(query, train):
     map_quickly(query, train(), max_epochs=30)
     history = query.uns["scvi_pyro"]["surgery"]["history"]
     assert len(history) == 30
-    assert history["train_elbo"].iloc[-1] > history["train_elbo"].iloc[0] + 1
+    assert history["train_elbo"].iloc[-1] > history["train_elbo"].iloc[0] + 0.5
 
 
 def test_offsets_start_where_expected_counts_sum_to_the_observed(query, train):

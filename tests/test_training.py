@@ -174,15 +174,15 @@ def test_training_raises_the_elbo(trained):
     assert elbo.iloc[-1] > elbo.iloc[0] + 10
 
 
-def test_kl_weight_rises_to_one_within_the_warmup(small, train_quickly):
-    train_quickly(small, max_epochs=4, n_epochs_kl_warmup=2, batch_size=16)
+def test_kl_weight_rises_to_its_value_within_the_warmup(small, train_quickly):
+    train_quickly(small, max_epochs=4, kl_weight=2.0, n_epochs_kl_warmup=2, batch_size=16)
     weight = small.uns["scvi_pyro"]["history"]["kl_weight"]
-    assert 0.5 <= weight.loc[1] < 0.6
-    assert weight.loc[2:].tolist() == [1, 1, 1]
+    assert 1.0 <= weight.loc[1] < 1.2
+    assert weight.loc[2:].tolist() == [2, 2, 2]
 
 
-def test_kl_weight_is_one_throughout_without_warmup(small, train_quickly):
-    train_quickly(small, n_epochs_kl_warmup=0)
+def test_kl_weight_is_the_same_throughout_without_warmup(small, train_quickly):
+    train_quickly(small, kl_weight=1.0, n_epochs_kl_warmup=0)
     assert small.uns["scvi_pyro"]["history"]["kl_weight"].tolist() == [1, 1]
 
 

@@ -17,6 +17,8 @@ OUT_OF_RANGE = {
     "n_batch_embedding": (0, 1.0),
     "n_prior_components": (0, 1.0),
     "dropout_rate": (-0.1, 1.0, float("nan"), "0.1"),
+    "batch_alignment": (-0.01, float("nan")),
+    "kl_weight": (-0.1, 101),
     "batch_offset": (-0.01, 1.01, float("nan")),
     "max_epochs": (0, -1, 1.5, float("inf")),
     "batch_size": (1, 0, 64.0),

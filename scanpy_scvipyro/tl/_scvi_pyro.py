@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pytorch_lightning.callbacks import Callback
     from pytorch_lightning.loggers import Logger
 
-    from scanpy_scvipyro.model import SCVI, Dispersion, GeneLikelihood
+    from scanpy_scvipyro.model import SCVI, Dispersion, EncoderInput, GeneLikelihood
     from scanpy_scvipyro.networks import Activation, Normalization
 
 
@@ -40,19 +40,22 @@ def scvi_pyro(
     gene_likelihood: GeneLikelihood = "nb",
     dispersion: Dispersion = "gene",
     library: Literal["observed", "latent"] = "observed",
+    encoder_input: EncoderInput = "log_normalized",
     encode_covariates: bool = False,
     deeply_inject_covariates: bool = True,
     batch_representation: Literal["one-hot", "embedding"] = "one-hot",
     n_batch_embedding: int = 5,
-    batch_offset: float | None = 0.5,
+    batch_offset: float | None = 0.0,
     decoder: Literal["nonlinear", "linear"] = "nonlinear",
-    prior: Literal["normal", "mixture"] = "normal",
+    prior: Literal["normal", "mixture"] = "mixture",
     n_prior_components: int = 50,
+    batch_alignment: float = 30.0,
     module: type[SCVI] | None = None,
     max_epochs: int | None = None,
     batch_size: int = 256,
     train_size: float = 0.9,
     learning_rate: float = 8e-3,
+    kl_weight: float = 1.5,
     n_epochs_kl_warmup: int | None = None,
     early_stopping: bool = False,
     early_stopping_patience: int = 20,
@@ -72,9 +75,10 @@ def scvi_pyro(
     r"""Fit scVI :cite:p:`Lopez2018` to raw counts: latent codes free of batch effects, and imputed counts.
 
     Counts are modelled by a negative binomial whose mean is the library size of a cell times gene frequencies that a
-    neural network decodes from a latent code and the batch; a second network infers the code from the counts. Both
-    are Pyro programs (:class:`~scanpy_scvipyro.model.SCVI`), trained together by maximizing the evidence lower bound
-    (ELBO) on PyTorch Lightning.
+    neural network decodes from a latent code and the batch; a second network infers the code from the counts. Codes
+    have a mixture of Normals as prior, and batches are aligned within its components. Model and guide are Pyro
+    programs (:class:`~scanpy_scvipyro.model.SCVI`), trained together by maximizing the evidence lower bound (ELBO) on
+    PyTorch Lightning.
 
     Parameters
     ----------
@@ -115,6 +119,9 @@ def scvi_pyro(
     library
         ``"observed"``: the library size is the sum of the counts (or the size factor). ``"latent"``: it is inferred,
         with a LogNormal prior per batch.
+    encoder_input
+        What the encoder sees of the counts: ``"log_normalized"``, log1p of the counts scaled to one depth, so that
+        codes need not learn to forget the depth; or ``"log_counts"``, log1p of the counts as they are, as published.
     encode_covariates
         Whether the encoder, too, sees batch and covariates.
     deeply_inject_covariates
@@ -129,9 +136,14 @@ def scvi_pyro(
     decoder
         ``"linear"`` makes each latent dimension a factor with gene loadings (LDVAE :cite:p:`Svensson2020`).
     prior
-        Prior of the latent code: standard Normal, or a mixture of ``n_prior_components`` Normals learnt from the data.
+        Prior of the latent code: a mixture of ``n_prior_components`` Normals learnt from the data, which lets cell
+        types be apart; or a standard Normal, as published.
     n_prior_components
         Components of the mixture prior.
+    batch_alignment
+        Weight, in training, of the distance between the mean codes of batches within each component of the mixture
+        prior. 0 leaves it out, as published. Batches that differ in their cell types are not forced together, since
+        cells of different components are not compared.
     module
         Your subclass of :class:`~scanpy_scvipyro.model.SCVI`, to change the model itself.
     max_epochs
@@ -143,8 +155,11 @@ def scvi_pyro(
         Share of the cells to train on; the others are held out to measure the validation ELBO. All cells get results.
     learning_rate
         Peak of the one-cycle learning rate of Adam.
+    kl_weight
+        Weight of the KL divergence in training. Above 1 (:cite:p:`Higgins2017`), codes keep less of what tells single
+        cells apart, and so also of the batch; held-out cells are fitted better. The ELBO that is reported has weight 1.
     n_epochs_kl_warmup
-        Epochs over which the weight of the KL divergence rises linearly to 1; by default the first third.
+        Epochs over which the weight of the KL divergence rises linearly to ``kl_weight``; by default the first third.
     early_stopping
         Stop when the validation ELBO has not risen for ``early_stopping_patience`` epochs, and use the best weights.
     early_stopping_patience
