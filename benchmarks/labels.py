@@ -51,9 +51,8 @@ def transfer(
     Default against default, on the same cells and labels. scanvi_pyro is tl.scanvi_pyro without the imputed layer;
     scanvi is scvi-tools: SCVI, then SCANVI from it, as in its tutorial; the seconds are those of both. knn is the
     share of 15 nearest labelled neighbours in the codes of tl.scvi_pyro, whose training is part of the seconds.
-    celltypist is trained on log-normalised counts of the same genes; it is no part of the extra bench, since its release
-    1.7.1 needs scikit-learn below 1.8. Unsupervised models are trained once per data set
-    and seed.
+    celltypist is trained on log-normalised counts of the same genes; it is no part of the extra bench,
+    since its release 1.7.1 needs scikit-learn below 1.8. Unsupervised models are trained once per data set and seed.
     """
     _common.quiet()
     done = {
