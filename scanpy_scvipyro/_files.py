@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from pathlib import Path
+
+def path_of(value: object, argument: str) -> Path:
+    """Take what a user passes as a path."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{argument}={value!r} is no path; pass a string or a pathlib.Path.")
+    return Path(value)
 
 
 def replace(path: Path, content: bytes) -> None:

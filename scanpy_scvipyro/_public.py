@@ -8,6 +8,7 @@ import inspect
 import threading
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+import numpy as np
 from scanpy import logging as logg
 
 from scanpy_scvipyro._validate import did_you_mean
@@ -22,8 +23,12 @@ _lock = threading.RLock()
 
 
 def public(function: Callable[P, R]) -> Callable[P, R]:
-    """Name the nearest parameter where an argument is not one, and let calls from several threads take turns."""
+    """Name the nearest parameter where an argument is not one, and let calls from several threads take turns.
+
+    Switches take True and False, since "no" would switch them on.
+    """
     parameters = inspect.signature(function).parameters
+    switches = {name for name, parameter in parameters.items() if parameter.annotation in ("bool", "bool | None")}
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -31,6 +36,9 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
             if name not in parameters:
                 msg = f"{function.__name__}() has no argument {name!r}. {did_you_mean(name, parameters)}"
                 raise TypeError(msg)
+        for name in switches & set(kwargs):
+            if not isinstance(kwargs[name], bool | np.bool_) and kwargs[name] is not parameters[name].default:
+                raise ValueError(f"{name}={kwargs[name]!r} was passed; pass True or False.")
         with turn():
             return function(*args, **kwargs)
 

@@ -39,7 +39,7 @@ def gene_positions(
     """Where genes, given by name or as a mask of those of ``adata``, by default all, stand among those of the model."""
     if genes is None:
         return np.arange(len(known))
-    mask = _mask(genes, adata.n_vars, "genes")
+    mask = _mask(genes, adata.var_names, "genes")
     names = [str(name) for name in _names.listed(genes)] if mask is None else adata.var_names[mask].tolist()
     if not names:
         raise ValueError("genes is empty; name at least one, or pass genes=None for all.")
@@ -61,7 +61,7 @@ def cell_positions(adata: AnnData, cells: Iterable[str] | NDArray[np.bool_] | No
     """Where the cells, given by name or as a mask and by default all, stand in ``adata``."""
     if cells is None:
         return np.arange(adata.n_obs)
-    mask = _mask(cells, adata.n_obs, "cells")
+    mask = _mask(cells, adata.obs_names, "cells")
     if mask is not None:
         positions = np.flatnonzero(mask)
     else:
@@ -77,11 +77,14 @@ def cell_positions(adata: AnnData, cells: Iterable[str] | NDArray[np.bool_] | No
     return positions
 
 
-def _mask(selection: object, length: int, argument: str) -> NDArray[np.bool_] | None:
+def _mask(selection: object, names: pd.Index, argument: str) -> NDArray[np.bool_] | None:
     mask = _names.mask(selection)
-    if mask is not None and mask.shape != (length,):
-        raise ValueError(f"{argument} has shape {mask.shape}; a mask needs one value for each of {length} {argument}.")
-    return mask
+    if mask is None:
+        return None
+    if mask.shape != names.shape:
+        msg = f"{argument} has shape {mask.shape}; a mask needs one value for each of {len(names)} {argument}."
+        raise ValueError(msg)
+    return _names.mask(_validate.aligned(selection, names, argument))
 
 
 def random_cells(n_cells: int, max_cells: int, random_state: int) -> NDArray[np.intp]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
 
 from scanpy_scvipyro._validate import did_you_mean
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 _PARTS = {"params", "history", "genes", "module", "model_options", "weights"}
 _DICTIONARIES = ("params", "categories", "model_options", "weights", "labels")
@@ -21,7 +19,11 @@ _LOST = (
 
 def trained(adata: AnnData, key: str) -> dict[str, Any]:
     """Return the stored parts of a trained model, or say which models there are."""
-    models = [name for name, value in adata.uns.items() if isinstance(value, dict) and not faults(value)]
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"adata is a {type(adata).__name__}; pass the AnnData that holds the trained model.")
+    if not isinstance(key, str):
+        raise TypeError(f"key={key!r} was passed; pass the name of one model, such as 'scvi_pyro'.")
+    models = names(adata)
     if key in models:
         return {"categories": {}} | adata.uns[key]  # ad.concat drops empty dictionaries
     found, hint = adata.uns.get(key), did_you_mean(key, models)
@@ -32,6 +34,11 @@ def trained(adata: AnnData, key: str) -> dict[str, Any]:
         raise KeyError(f"key={key!r}: adata.obsm has 'X_{key}', but adata.uns has no model {key!r}. {_LOST} {hint}")
     wrong = "is not in adata.uns" if found is None else "is in adata.uns, but is no trained model"
     raise KeyError(f"key={key!r} {wrong}; train a model first: tl.scvi_pyro(adata). {hint}")
+
+
+def names(adata: AnnData) -> list[str]:
+    """Names of the models."""
+    return [name for name, value in adata.uns.items() if isinstance(value, dict) and not faults(value)]
 
 
 def whole(stored: dict[str, Any]) -> dict[str, Any]:

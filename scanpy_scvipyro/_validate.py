@@ -60,15 +60,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "prior": ("normal", "mixture"),
     "missing_genes": ("refuse", "impute"),
 }
-_SWITCHES = {
-    "encode_covariates",
-    "deeply_inject_covariates",
-    "early_stopping",
-    "keep_best_on_interrupt",
-    "progress_bar",
-    "impute",
-    "copy",
-}
 # None stands for what is worked out later, or for what is left out.
 _MAY_BE_NONE = {
     "max_epochs",
@@ -77,7 +68,6 @@ _MAY_BE_NONE = {
     "delta",
     "pseudocounts",
     "max_novelty",
-    "progress_bar",
     "key_added",
 }
 
@@ -97,8 +87,6 @@ def check_arguments(arguments: Mapping[str, object], *, may_be_none: Iterable[st
     for name, value in arguments.items():
         if value is None and name in {*_MAY_BE_NONE, *may_be_none}:
             continue
-        if name in _SWITCHES and not isinstance(value, bool | np.bool_):
-            raise ValueError(f"{name}={value!r} was passed; pass True or False.")
         if name == "key_added":
             check_key_added(value)
         if name in _CHOICES and value not in _CHOICES[name]:
@@ -123,8 +111,8 @@ def check_adata(adata: object, *, min_cells: int = 2) -> None:
     if adata.isbacked:
         raise ValueError("adata is backed by a file on disk; read it into memory first: adata = adata.to_memory().")
     if adata.n_obs < min_cells:
-        needed = {1: "one is needed", 2: "two are needed to fit a model"}.get(min_cells, f"{min_cells} are needed")
-        raise ValueError(f"adata has {adata.n_obs} cells; at least {needed}.")
+        needed = {1: "one is needed", 2: "two are needed"}.get(min_cells, f"{min_cells} are needed")
+        raise ValueError(f"adata has {adata.n_obs} cell{'s' * (adata.n_obs != 1)}; at least {needed}.")
     if adata.n_vars < 1:
         raise ValueError("adata has no genes; pass the counts of at least one.")
 
@@ -136,6 +124,12 @@ def check_key_added(key_added: object) -> None:
         raise ValueError(msg)
 
 
+def check_spares_counts(key_added: str | None, layer: str | None) -> None:
+    """Refuse a layer of results that would take the place of the counts."""
+    if layer is not None and key_added == layer:
+        raise ValueError(f"key_added={key_added!r} is the layer of counts that the model reads; pass another name.")
+
+
 def is_storable(name: object) -> bool:
     """Whether HDF5 files, and zarr stores, whose entries are folders, can hold an entry of this name."""
     if not isinstance(name, str) or len(name.encode(errors="replace")) > 200:  # with a suffix, folders have up to 255
@@ -143,6 +137,21 @@ def is_storable(name: object) -> bool:
     is_path = name in {"", ".", ".."} or bool(set(name) & set("/\\\0"))
     is_of_zarr = name == "zarr.json" or name.startswith(".z")
     return not is_path and not is_of_zarr and name == name.encode(errors="ignore").decode()
+
+
+def aligned(mask: Any, names: pd.Index, argument: str) -> Any:
+    """Take a mask in the order of the names: a Series says by its index whose its values are."""
+    if not isinstance(mask, pd.Series) or len(mask) != len(names) or isinstance(mask.index, pd.RangeIndex):
+        return mask
+    if mask.index.equals(names):
+        return mask
+    if not names.is_unique or set(mask.index) != set(names):
+        msg = (
+            f"{argument} is a Series whose index has other names than adata, for example {mask.index[0]!r}; pass one "
+            "with the names of adata, or .to_numpy() if it has their order."
+        )
+        raise ValueError(msg)
+    return mask.reindex(names)
 
 
 def gene_mask(adata: AnnData, mask_var: NDArray[np.bool_] | str | None) -> NDArray[np.bool_]:
@@ -154,7 +163,7 @@ def gene_mask(adata: AnnData, mask_var: NDArray[np.bool_] | str | None) -> NDArr
             raise KeyError(f"mask_var={mask_var!r} is not in adata.var. {did_you_mean(mask_var, adata.var)}")
         mask = adata.var[mask_var].to_numpy()
     else:
-        mask = np.asarray(mask_var)
+        mask = np.asarray(aligned(mask_var, adata.var_names, "mask_var"))
     if mask.dtype != bool:
         msg = (
             f"mask_var holds values of type {mask.dtype}; pass True for each gene to model, else False. A list of "

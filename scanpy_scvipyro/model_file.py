@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from scanpy_scvipyro._public import public
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from os import PathLike
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -146,7 +146,7 @@ def read_model(path: PathLike[str] | str) -> AnnData:
     >>> reference.obsm["X_scvi_pyro"].shape
     (1345, 10)
     """
-    file = Path(path)
+    file = _files.path_of(path, "path")
     metadata, tensors = _read(file)
     header = _header(file, metadata)
     _check_finite(tensors, str(file))
@@ -165,7 +165,7 @@ def read_model(path: PathLike[str] | str) -> AnnData:
 
 
 def _free_path(path: PathLike[str] | str, *, overwrite: bool) -> Path:
-    file = Path(path)
+    file = _files.path_of(path, "path")
     if file.suffix != ".safetensors":
         raise ValueError(f"path={str(file)!r} does not end in '.safetensors', as files of this format do; rename it.")
     if not file.parent.is_dir():

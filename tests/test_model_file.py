@@ -305,3 +305,10 @@ def test_the_header_says_what_the_file_is(written):
         "SCVI of scanpy_scvipyro: 40 genes, 3 batches, 10 latent dimensions. Read it with"
     )
     assert header["packages"]["scanpy-scvipyro"] == scvip.__version__
+
+
+def test_what_is_no_path_is_refused(trained_small):
+    with pytest.raises(TypeError, match=r"path=3 is no path; pass a string or a pathlib\.Path"):
+        scvip.write_model(trained_small, 3)
+    with pytest.raises(TypeError, match=r"path=None is no path"):
+        scvip.read_model(None)

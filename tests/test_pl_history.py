@@ -1,5 +1,6 @@
 """``pl.history``: the recorded numbers, epoch by epoch."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -46,3 +47,8 @@ def test_epochs_without_validation_leave_no_gaps(trained_small):
     trained_small.uns["scvi_pyro"]["history"] = frame
     line = scvip.pl.history(trained_small, show=False).lines[1]
     assert line.get_xydata().tolist() == [[2, -8.5], [4, -6.5]]
+
+
+def test_what_is_no_axes_is_refused(trained_small):
+    with pytest.raises(TypeError, match=r"ax is a tuple; pass one matplotlib axes: figure, ax = plt\.subplots\(\)"):
+        scvip.pl.history(trained_small, metrics="elbo", ax=plt.subplots())

@@ -1,6 +1,8 @@
-"""Calls from several threads give what they give in one, and leave nothing behind; unknown arguments are refused."""
+"""Calls from several threads give what they give in one, and leave nothing behind; wrong arguments are refused."""
 
+import inspect
 import io
+import re
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -203,3 +205,38 @@ def test_unknown_argument_is_refused_with_the_nearest():
     assert scvi_pyro(None, n_hidden=3) == 3
     with pytest.raises(TypeError, match=r"^scvi_pyro\(\) has no argument 'n_hiden'\. Did you mean 'n_hidden'\?"):
         scvi_pyro(None, n_hiden=3)
+
+
+FUNCTIONS = {
+    f"{space.__name__.split('.')[-1]}.{name}": function
+    for space in (scvip.tl, scvip.pl, scvip.get)
+    for name, function in vars(space).items()
+    if callable(function) and not name.startswith("_") and function.__module__.startswith("scanpy_scvipyro")
+}
+SWITCHES = [
+    (name, parameter)
+    for name, function in FUNCTIONS.items()
+    for parameter in ("impute", "copy", "progress_bar", "pts", "show", "return_fig", "early_stopping")
+    if parameter in inspect.signature(function).parameters
+]
+
+
+@pytest.mark.parametrize(("name", "switch"), SWITCHES)
+@pytest.mark.parametrize("value", ["no", 1, np.array([True, False])], ids=str)
+def test_switches_take_true_and_false_only(name, switch, value):
+    function = FUNCTIONS[name]
+    with pytest.raises(ValueError, match=rf"^{switch}={re.escape(repr(value))} was passed; pass True or False"):
+        function(None, **{switch: value})
+    with pytest.raises((TypeError, KeyError)) as refused:  # the first argument
+        function(None, **{switch: np.True_})
+    assert switch not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_is_no_anndata_is_refused_by_name(name, trained_small):
+    function = FUNCTIONS[name]
+    needed = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+    others = {p.name: "cell_type" for p in needed if p.kind is p.KEYWORD_ONLY}
+    positional = [None if p.name == "adata" else trained_small for p in needed if p.kind is not p.KEYWORD_ONLY]
+    with pytest.raises(TypeError, match=r"^(adata is a NoneType|model is a AnnData)"):
+        function(*positional, **others)

@@ -2,6 +2,7 @@
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import sparse
@@ -82,6 +83,22 @@ def test_genes_are_simulated_at_their_own_place(trained):
     shuffled = trained[:, np.random.default_rng(0).permutation(trained.n_vars)].copy()
     mean = np.ravel(simulate(shuffled).mean(axis=0))
     assert np.corrcoef(np.log1p(mean), np.log1p(np.ravel(shuffled.X.mean(axis=0))))[0, 1] > 0.95
+
+
+def test_masks_of_series_are_aligned_by_name(trained_small):
+    cells, genes = (pd.Series(False, index=names[::-1]) for names in (trained_small.obs_names, trained_small.var_names))
+    cells.iloc[:7], genes.iloc[:3] = True, True
+    simulated = simulate(trained_small, cells=cells, genes=genes).tocoo()
+    assert simulated.row.min() >= trained_small.n_obs - 7
+    assert simulated.col.min() >= trained_small.n_vars - 3
+
+
+@pytest.mark.parametrize("write", [scvip.tl.posterior_predictive, scvip.tl.impute])
+def test_counts_are_not_replaced_by_results(small, train_quickly, write):
+    small.layers["counts"] = small.X
+    train_quickly(small, layer="counts")
+    with pytest.raises(ValueError, match="key_added='counts' is the layer of counts that the model reads"):
+        write(small, key_added="counts")
 
 
 def test_cells_are_simulated_in_another_batch(trained, by_hand):

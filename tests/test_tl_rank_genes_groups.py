@@ -264,6 +264,7 @@ class TestRefusals:
             ({"delta": -1}, ValueError, r"delta=-1 was passed; pass a number of at least 0"),
             ({"transform_batch": "nope"}, KeyError, r"which the model was not trained on"),
             ({"fdr": 0.1}, TypeError, r"has no argument 'fdr'"),
+            ({"key_added": "scvi_pyro"}, ValueError, r"key_added='scvi_pyro' is the name of a model in adata.uns"),
             ({"groupby": "slashed", "pts": True}, ValueError, r"files cannot store one named 'T/NK'; leave pts out"),
         ],
     )

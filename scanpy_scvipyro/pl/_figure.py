@@ -28,11 +28,14 @@ def panels(
 ) -> list[Axes]:
     """Return the given axes for a single panel, or axes in rows of a new figure."""
     import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     if ax is not None:
         if n_panels != 1:
             raise ValueError(f"ax is one axes, and there are {n_panels} panels; ask for one of them, or leave ax out.")
+        if not isinstance(ax, Axes):
+            raise TypeError(f"ax is a {type(ax).__name__}; pass one matplotlib axes: figure, ax = plt.subplots().")
         return [ax]
     n_columns = min(n_columns, n_panels)
     n_rows = -(-n_panels // n_columns)

@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from scanpy_scvipyro import _validate
 from scanpy_scvipyro._public import public
 from scanpy_scvipyro.pl import _figure
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -97,6 +97,8 @@ def rank_genes(
 
 def _ranked(adata: AnnData, key: str) -> dict[str, Any]:
     """Results by the name of their model, or by their own."""
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"adata is a {type(adata).__name__}; pass the AnnData that holds the ranked genes.")
     found = [
         name
         for name, value in adata.uns.items()

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scanpy import logging as logg
 
-from scanpy_scvipyro import _validate
+from scanpy_scvipyro import _files, _validate
 from scanpy_scvipyro._public import public
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anndata import AnnData
 
     from scanpy_scvipyro.model import SCVI
@@ -77,7 +78,7 @@ def report(
     """
     _validate.check_adata(adata, min_cells=20)
     _validate.check_arguments({"max_cells": max_cells, "random_state": random_state})
-    path = Path(path)
+    path = _files.path_of(path, "path")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path={str(path)!r} is in a directory that does not exist; create it first.")
     if path.is_dir():

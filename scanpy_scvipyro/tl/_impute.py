@@ -8,7 +8,7 @@ import numpy as np
 from scanpy import logging as logg
 from scanpy import settings
 
-from scanpy_scvipyro import _names, _select, _validate
+from scanpy_scvipyro import _files, _names, _select, _validate
 from scanpy_scvipyro._public import public
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def impute(
     from scanpy_scvipyro import _progress, data, posterior, storage, training
 
     model, spec = storage.from_uns(adata, key, module)
+    _validate.check_spares_counts(key_added, spec.layer)
     _check_library_size(library_size, model.library)
     batches = _select.batch_codes(transform_batch, spec.batches)
     selected = _select.gene_positions(adata, genes, spec.genes)
@@ -182,7 +183,7 @@ def _quantiles(statistic: str | float | Iterable[float], n_samples: int) -> list
 def _free_path(out: PathLike[str] | str, key_added: str | None, *, copy: bool) -> Path:
     if copy or key_added is not None:
         raise ValueError("with out=, the result goes to disk and nothing into adata; leave copy and key_added out.")
-    path = Path(out)
+    path = _files.path_of(out, "out")
     if path.exists():
         raise FileExistsError(f"out={str(path)!r} exists already; remove it, or pass another path.")
     if not path.parent.is_dir():
@@ -198,7 +199,7 @@ def _check_library_size(library_size: str | float, library: str) -> None:
         if library_size == "latent" and library != "latent":
             msg = "library_size='latent', but the model takes library sizes as observed; pass 'observed' or a number."
             raise ValueError(msg)
-    elif not isinstance(library_size, Real) or not 0 < library_size < np.inf:
+    elif not isinstance(library_size, Real) or isinstance(library_size, bool) or not 0 < library_size < np.inf:
         raise ValueError(f"library_size={library_size!r} was passed; pass a positive number.")
 
 

@@ -96,6 +96,7 @@ def posterior_predictive(
     from scanpy_scvipyro import _progress, data, posterior, storage, training
 
     model, spec = storage.from_uns(adata, key, module)
+    _validate.check_spares_counts(key_added, spec.layer)
     batches = _select.batch_codes(None if transform_batch is None else [transform_batch], spec.batches)
     selected = _select.gene_positions(adata, genes, spec.genes)
     rows = _select.cell_positions(adata, cells)

@@ -8,7 +8,7 @@ from scanpy import logging as logg
 from scanpy import settings
 from scipy import sparse
 
-from scanpy_scvipyro import _names, _select, _validate
+from scanpy_scvipyro import _names, _select, _stored, _validate
 from scanpy_scvipyro._public import public
 
 if TYPE_CHECKING:
@@ -175,6 +175,8 @@ def rank_genes_groups(
     from scanpy_scvipyro import _progress, data, differential, storage, training
 
     model, spec = storage.from_uns(adata, key, module)
+    if key_added in _stored.names(adata):
+        raise ValueError(f"key_added={key_added!r} is the name of a model in adata.uns; pass another one.")
     batches = _select.batch_codes(transform_batch, spec.batches)
     cell_data = data.load(adata, spec)
     if pseudocounts is None:
