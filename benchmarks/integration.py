@@ -151,9 +151,9 @@ def lowest_same_type(scores: pd.DataFrame) -> pd.Series:
 
 
 def differences(scores: pd.DataFrame, baseline: str, columns: list[str]) -> pd.DataFrame:
-    """Mean over sets of the mean difference over seeds, and its standard error from those of the sets.
+    """Differences to one method: mean over sets of the mean over paired seeds, and its standard error over sets.
 
-    Seeds are paired; a method without seeds is compared with each.
+    A method without seeds is compared with each.
     """
     rows = []
     base = scores[scores["method"] == baseline].set_index(["data", "seed"])[columns]
@@ -162,13 +162,12 @@ def differences(scores: pd.DataFrame, baseline: str, columns: list[str]) -> pd.D
         if method in WITHOUT_SEED:
             here = base[base.index.get_level_values("data").isin(values.index.get_level_values("data"))]
             values = values.xs(0, level="seed").reindex(here.index.get_level_values("data")).set_axis(here.index)
-        paired = (values - base).dropna(how="all").groupby("data")
-        row: dict[str, object] = {"method": method, "sets": paired.ngroups, "pairs": int(paired.size().sum())}
-        error = ((paired.var() / paired.size().to_numpy()[:, None]).fillna(0).sum() ** 0.5) / paired.ngroups
-        for column in columns:
-            row[column] = f"{paired.mean()[column].mean():+.3f} ± {error[column]:.3f}"
-        rows.append(row)
-    return pd.DataFrame(rows)
+        pairs = (values - base).dropna(how="all")
+        by_set = pairs.groupby("data").mean()
+        row: dict[str, object] = {"method": method, "sets": len(by_set), "pairs": len(pairs)}
+        mean, error = by_set.mean(), by_set.sem()
+        rows.append(row | {name: f"{mean[name]:+.3f} ± {error[name]:.3f}" for name in columns if pd.notna(mean[name])})
+    return pd.DataFrame(rows).fillna("")
 
 
 if __name__ == "__main__":

@@ -22,11 +22,15 @@ ALTERNATIVES: dict[str, dict[str, object]] = {
     "dispersion='gene-label'": {"dispersion": "gene-label", "labels_key": "cell_type"},
     "dispersion='gene-cell'": {"dispersion": "gene-cell"},
     "library='latent'": {"library": "latent"},
+    "encoder_input='log_counts'": {"encoder_input": "log_counts"},
     "encode_covariates=True": {"encode_covariates": True},
     "batch_representation='embedding'": {"batch_representation": "embedding"},
     "batch_offset=None": {"batch_offset": None},
-    "batch_offset=0": {"batch_offset": 0},
-    "batch_offset=1": {"batch_offset": 1},
+    "batch_offset=0.5": {"batch_offset": 0.5},
+    "batch_alignment=0": {"batch_alignment": 0},
+    "batch_alignment=100": {"batch_alignment": 100},
+    "kl_weight=1": {"kl_weight": 1},
+    "kl_weight=2": {"kl_weight": 2},
     "n_latent=5": {"n_latent": 5},
     "n_latent=30": {"n_latent": 30},
     "n_hidden=64": {"n_hidden": 64},
@@ -44,7 +48,8 @@ ALTERNATIVES: dict[str, dict[str, object]] = {
     "decoder_normalization='layer'": {"decoder_normalization": "layer"},
     "decoder_normalization='none'": {"decoder_normalization": "none"},
     "decoder='linear'": {"decoder": "linear"},
-    "prior='mixture'": {"prior": "mixture"},
+    "prior='normal'": {"prior": "normal"},
+    "n_prior_components=20": {"n_prior_components": 20},
 }
 
 
