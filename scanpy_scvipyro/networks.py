@@ -49,8 +49,8 @@ class HiddenLayers(nn.Module):
         for n_injected in self.n_covariates:
             layer: list[nn.Module] = [nn.Linear(n_in + n_injected, hidden.n_hidden)]
             if hidden.normalization == "batch":
-                # The momentum and epsilon of scVI: a slow running mean, since minibatches of cells differ much.
-                layer.append(nn.BatchNorm1d(hidden.n_hidden, momentum=0.01, eps=0.001))
+                # The epsilon of scVI, but ten times its momentum: the running mean must follow trainings of 200 steps.
+                layer.append(nn.BatchNorm1d(hidden.n_hidden, momentum=0.1, eps=0.001))
             elif hidden.normalization == "layer":
                 layer.append(nn.LayerNorm(hidden.n_hidden, elementwise_affine=False))
             layer.append(ACTIVATIONS[hidden.activation]())

@@ -85,7 +85,8 @@ class TestWarnings:
 
     def test_cell_types_removed_as_batches_are_over_corrected(self, mixtures, tmp_path):
         mixtures.obs["plate"] = mixtures.obs["cell_type"].astype(str)
-        scvip.tl.scvi_pyro(mixtures, batch_key="plate", max_epochs=30, progress_bar=False)
+        forced = {"encoder_input": "log_counts", "prior": "normal", "batch_offset": 1}
+        scvip.tl.scvi_pyro(mixtures, batch_key="plate", max_epochs=30, progress_bar=False, **forced)
         found = warnings_of(mixtures, tmp_path, labels_key="cell_type")
         assert "H2228 (from 100% to " in found["Over-correction suspected"]
 

@@ -61,6 +61,8 @@ def fit():
         size_factor_key="size",
         n_latent=2,
         gene_likelihood="zinb",
+        prior="normal",
+        kl_weight=1,
         max_epochs=20,
         impute=False,
         progress_bar=False,
