@@ -23,6 +23,7 @@ SETTINGS = {
     "few changes": {"share_changed": 0.02},
     "no changes": {"share_changed": 0.0},
     "shallow, more cells": {"n_cells": 2400, "depth": 800},
+    "9 cells in a group": {"n_in_first": 9},
 }
 
 
@@ -64,8 +65,12 @@ def simulate(
     share_changed: float = 0.1,
     largest: float = 2.4,
     depth: float = 1500,
+    n_in_first: int | None = None,
 ) -> ad.AnnData:
-    """Simulate counts; ``varm["change"]`` has the log2 fold change of each gene in each group."""
+    """Simulate counts; ``varm["change"]`` has the log2 fold change of each gene in each group.
+
+    With ``n_in_first`` all but so many cells of the first group are left out, and it alone is judged.
+    """
     rng = np.random.default_rng(seed)
     group, batch = rng.integers(3, size=n_cells), rng.integers(2, size=n_cells)
     change = np.zeros((3, n_genes))
@@ -81,18 +86,24 @@ def simulate(
     adata = ad.AnnData(sparse.csr_matrix(counts), obs.set_index("c" + obs.index.astype(str)))
     adata.var_names = [f"gene{i}" for i in range(n_genes)]
     adata.varm["change"] = change.T
+    adata.uns["judged"] = GROUPS
+    if n_in_first is not None:
+        left_out = np.flatnonzero(group == 0)[n_in_first:]
+        adata = adata[np.setdiff1d(np.arange(n_cells), left_out)].copy()
+        adata.uns["judged"] = GROUPS[:1]
     return adata
 
 
 def judge(adata: ad.AnnData, calls: dict[str, np.ndarray]) -> dict[str, int]:
     """Count the calls, those that are false, and the changes that were found, over the groups."""
+    judged = adata.uns["judged"]
     change = adata.varm["change"]
-    same = ~change.any(axis=1)
+    same, changed = ~change.any(axis=1), {group: change[:, GROUPS.index(group)] != 0 for group in judged}
     return {
-        "calls": sum(int(called.sum()) for called in calls.values()),
-        "false": sum(int(called[same].sum()) for called in calls.values()),
-        "found": sum(int((calls[group] & (change[:, i] != 0)).sum()) for i, group in enumerate(GROUPS)),
-        "changed": int((change != 0).sum()),
+        "calls": sum(int(calls[group].sum()) for group in judged),
+        "false": sum(int(calls[group][same].sum()) for group in judged),
+        "found": sum(int((calls[group] & changed[group]).sum()) for group in judged),
+        "changed": sum(int(changed[group].sum()) for group in judged),
     }
 
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     Positions = NDArray[np.intp]
 
 
+MIN_ERROR = 1e-12  # squared
+
+
 @dataclass(frozen=True)
 class Comparison:
     """How groups are compared."""
@@ -36,6 +39,18 @@ class Comparison:
     batches: Sequence[int] | None
     n_samples: int
     random_state: int
+
+
+class Sample(NamedTuple):
+    """Log2 frequencies of the genes in draws from a group of cells, (n_genes,) each."""
+
+    n_cells: int
+    n_drawn: int
+    """Different cells among the draws."""
+    mean: Array
+    variance: Array
+    decoding: Array
+    """Squared error of the mean that comes from the decoder."""
 
 
 class Expression(NamedTuple):
@@ -63,7 +78,7 @@ def rank(
     """Compare each group with the rest, to which the other groups belong ``with_others``."""
     module.eval()
     members = [*groups.values(), *([rest] if len(rest) else [])]
-    levels = [expression(module, data, cells, how) for cells in members]
+    levels = expressions([sample(module, data, cells, how) for cells in members])
     for i, name in enumerate(groups):
         others = [j for j in range(len(members)) if j != i] if with_others else [-1]
         theirs = pooled([levels[j] for j in others])
@@ -71,7 +86,8 @@ def rank(
             yield name, change(levels[i], theirs, how)
         else:
             cells = np.concatenate([members[j] for j in others])
-            probability = probability_higher(module, data, members[i], cells, how)
+            error = np.sqrt(np.maximum(levels[i].squared_error + theirs.squared_error, MIN_ERROR))
+            probability = probability_higher(module, data, members[i], cells, error, how)
             yield name, vanilla(levels[i], theirs, probability)
 
 
@@ -86,13 +102,12 @@ def draws(module: SCVI, data: CellData, members: Positions, how: Comparison) -> 
         yield z, cells
 
 
-def expression(module: SCVI, data: CellData, members: Positions, how: Comparison) -> Expression:
-    """Mean log2 frequency of each gene in a group, and its error.
+def sample(module: SCVI, data: CellData, members: Positions, how: Comparison) -> Sample:
+    """Log2 frequency of each gene in draws from a group.
 
-    The cells of the group are a sample, and so are the draws of their codes; their variance gives one part of the
-    error. The other is that of the decoder, a point estimate that follows the noise of the counts. It is taken to be
-    the error of a mean that is estimated from the counts of the group alone: the inverse square root of the Fisher
-    information of the log mean, which is mean^2 / variance for each count.
+    The decoder is a point estimate that follows the noise of the counts. Its error is taken to be that of a mean that
+    is estimated from the counts of the group alone: the inverse square root of the Fisher information of the log mean,
+    which is mean^2 / variance for each count.
     """
     total = np.zeros((4, data.n_genes))
     for z, cells in draws(module, data, members, how):
@@ -105,9 +120,25 @@ def expression(module: SCVI, data: CellData, members: Positions, how: Comparison
         parts = (level, level.square(), slope, information)
         total += torch.stack([part.sum(dim=0, dtype=torch.float64) for part in parts]).cpu().numpy()
     mean, square, slope, information = total / how.n_samples
-    sampling = np.maximum(square - mean**2, 0) / min(how.n_samples, len(members))
+    n_drawn = min(how.n_samples, len(members))
+    variance = np.maximum(square - mean**2, 0) * n_drawn / max(n_drawn - 1, 1)
     decoding = (slope / math.log(2)) ** 2 / np.maximum(information * len(members), np.finfo(float).tiny)
-    return Expression(len(members), mean, sampling + decoding)
+    return Sample(len(members), n_drawn, mean, variance, decoding)
+
+
+def expressions(samples: Sequence[Sample]) -> list[Expression]:
+    """Mean expression of each group, and its error: that of a mean over sampled cells, and that of the decoder.
+
+    A few cells do not tell by how much the cells of their group vary. So the variance has a prior, its mean over all
+    groups, with a weight of three cells; the mean of n cells then has a t distribution with n + 2 degrees of freedom,
+    of which the variance is taken.
+    """
+    weights = [group.n_drawn for group in samples]
+    prior = np.average([group.variance for group in samples], axis=0, weights=weights)
+    return [
+        Expression(n_cells, mean, ((n - 1) * variance + 3 * prior) / n**2 + decoding)
+        for n_cells, n, mean, variance, decoding in samples
+    ]
 
 
 def pooled(groups: Sequence[Expression]) -> Expression:
@@ -125,7 +156,7 @@ def change(ours: Expression, theirs: Expression, how: Comparison) -> Differences
     so that many unchanged genes make each single one less likely to have changed.
     """
     log_fold_change = ours.mean - theirs.mean
-    error = np.sqrt(np.maximum(ours.squared_error + theirs.squared_error, 1e-12))
+    error = np.sqrt(np.maximum(ours.squared_error + theirs.squared_error, MIN_ERROR))
     delta = chosen_delta(log_fold_change, how.random_state) if how.delta is None else how.delta
     weight, mean, scale = effect_posterior(log_fold_change, error)
     up = (weight * norm.cdf((mean - delta) / scale)).sum(axis=1)
@@ -170,11 +201,20 @@ def chosen_delta(log_fold_change: Array, random_state: int) -> float:
     return max(0.1, 0.6 * (abs(centres[0]) + abs(centres[-1])) / 2)
 
 
-def probability_higher(module: SCVI, data: CellData, ours: Positions, theirs: Positions, how: Comparison) -> Array:
-    """Probability that a random cell of one group has a higher frequency than one of the other, (n_genes,)."""
+def probability_higher(
+    module: SCVI, data: CellData, ours: Positions, theirs: Positions, error: Array, how: Comparison
+) -> Array:
+    """Probability that a random cell of one group has a higher frequency than one of the other, (n_genes,).
+
+    The difference of each pair is known as well as that of the means of the groups, (n_genes,): a decoder that gives
+    all cells of a group the same error would else be sure of genes that were never counted.
+    """
     higher = np.zeros(data.n_genes)
+    scale: Tensor | None = None
     for one, other in zip(draws(module, data, ours, how), draws(module, data, theirs, how), strict=True):
-        higher += (module.decode(*one)[0] > module.decode(*other)[0]).sum(dim=0).cpu().numpy()
+        ours_, theirs_ = (module.decode(*pair)[0].exp_().add_(how.pseudocounts).log2_() for pair in (one, other))
+        scale = ours_.new_tensor(error) if scale is None else scale
+        higher += torch.special.ndtr((ours_ - theirs_) / scale).sum(dim=0, dtype=torch.float64).cpu().numpy()
     return (higher + 0.5) / (how.n_samples + 1)  # half a draw each way keeps logarithms finite
 
 

@@ -1,6 +1,7 @@
 """Small real data, simulated data with known truth, and trained models that tests get as copies."""
 
 import functools
+import io
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyro
 import pytest
+import scanpy as sc
 import torch
 from anndata.tests.helpers import assert_equal
 from scipy import sparse
@@ -122,6 +124,22 @@ def _simulated():
 def simulated(_simulated):
     """Negative binomial counts of three groups of cells in two batches; their true means in a layer."""
     return _simulated.copy()
+
+
+@pytest.fixture
+def warned():
+    """Return the warnings that were written to Scanpy's log since the last call, one per line."""
+    settings, log = sc.settings, io.StringIO()
+    before, settings.logfile, settings.verbosity = (settings.logfile, settings.verbosity), log, "warning"
+
+    def lines():
+        written = log.getvalue().splitlines()
+        log.seek(0)
+        log.truncate()
+        return written
+
+    yield lines
+    settings.logfile, settings.verbosity = before
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binom, norm
 
 from scanpy_scvipyro import differential
-from scanpy_scvipyro.differential import Comparison, Expression
+from scanpy_scvipyro.differential import Comparison, Expression, Sample
 
 
 def simulated_estimates(share_changed, n_genes=5000, seed=0):
@@ -82,6 +82,26 @@ def test_chosen_delta_lies_between_unchanged_and_changed_genes():
 def test_chosen_delta_has_a_floor():
     assert differential.chosen_delta(np.random.default_rng(0).normal(0, 0.02, 500), 0) == 0.1
     assert differential.chosen_delta(np.zeros(3), 0) == 0.1
+
+
+@pytest.mark.parametrize("n_cells", [1, 2, 3, 8, 100])
+def test_means_of_few_cells_are_as_uncertain_as_they_are_said_to_be(n_cells):
+    # Genes of one variance, as the prior assumes. Of many cells the other group tells their variance.
+    rng = np.random.default_rng(n_cells)
+    draws = rng.normal(0, 0.7, (n_cells, 20000))
+    variance = draws.var(axis=0, ddof=1) if n_cells > 1 else np.zeros(20000)
+    nothing = np.zeros(20000)
+    many = Sample(1000, 1000, nothing, nothing + 0.7**2, nothing)
+    few, _ = differential.expressions([Sample(n_cells, n_cells, draws.mean(axis=0), variance, nothing), many])
+    z = few.mean / np.sqrt(few.squared_error)
+    assert (np.abs(z) > 1.96).mean() <= 0.055
+    assert z.std() > 0.5
+
+
+def test_many_cells_tell_their_variance_themselves():
+    groups = [Sample(1000, 1000, np.zeros(1), np.array([v]), np.array([0.1])) for v in (1.0, 4.0)]
+    for group, expression in zip(groups, differential.expressions(groups)):
+        assert expression.squared_error - 0.1 == pytest.approx(group.variance / 1000, rel=0.02)
 
 
 def test_pooled_groups_weigh_by_their_cells():

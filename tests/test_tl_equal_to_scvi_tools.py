@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import scanpy_scvipyro as scvip
+from scanpy_scvipyro import data, differential, storage, training
 
 pytestmark = [
     pytest.mark.slow,
@@ -79,12 +80,15 @@ def test_vanilla_probabilities(pair):
         n_samples_overall=n,
         silent=True,
     )
-    scvip.tl.rank_genes_groups(adata, "cell_type", mode="vanilla", n_samples=n, progress_bar=False)
-    stored = adata.uns["rank_genes_groups_scvi_pyro"]
-    scores = pd.Series(stored["scores"]["HCC827"], stored["names"]["HCC827"]).reindex(theirs.index)
-    probability = theirs["proba_m1"]
+    module, spec = storage.from_uns(adata, "scvi_pyro")
+    groups = [np.flatnonzero((adata.obs["cell_type"] == "HCC827") == is_ours) for is_ours in (True, False)]
+    how = differential.Comparison("vanilla", None, 0.0, [0, 1, 2], n, 0)
+    no_error = np.full(adata.n_vars, 1e-9)  # which scvi-tools does not know of
+    with training.isolated_random_state(0):
+        ours = differential.probability_higher(module, data.load(adata, spec), *groups, no_error, how)
     # Of 701 genes, the largest deviation is below 5 standard errors of two estimates.
-    np.testing.assert_allclose(1 / (1 + np.exp(-scores)), probability, atol=5 * np.sqrt(2 * 0.25 / n))
+    probability = theirs["proba_m1"].reindex(adata.var_names)
+    np.testing.assert_allclose(ours, probability, atol=5 * np.sqrt(2 * 0.25 / n))
 
 
 def test_log_likelihood(pair):

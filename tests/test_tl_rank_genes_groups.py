@@ -78,10 +78,38 @@ class TestFindings:
         assert np.corrcoef(estimate[seen], truth[seen])[0, 1] > 0.95
         assert np.polyfit(truth[seen], estimate[seen], 1)[0] == pytest.approx(1, abs=0.15)
 
-    def test_nothing_is_found_between_random_halves(self, changed):
-        changed.obs["half"] = np.random.default_rng(123).choice(["a", "b"], changed.n_obs)
-        rank(changed, "half")
-        assert not (table(changed, "a")["pvals_adj"] < 0.05).any()
+    @pytest.mark.parametrize("mode", ["change", "vanilla"])
+    @pytest.mark.parametrize("n_samples", [50, 2000])
+    def test_nothing_is_found_between_random_halves(self, changed, mode, n_samples):
+        for seed in (123, 124, 125):  # not 0, from which the groups were drawn
+            changed.obs["half"] = np.random.default_rng(seed).choice(["a", "b"], changed.n_obs)
+            rank(changed, "half", mode=mode, n_samples=n_samples, random_state=seed)
+            assert not (table(changed, "a")["pvals_adj"] < 0.05).any()
+
+    @pytest.mark.parametrize("mode", ["change", "vanilla"])
+    @pytest.mark.parametrize("n_cells", [1, 2, 5])
+    def test_nothing_is_found_of_a_few_random_cells(self, changed, mode, n_cells):
+        calls = 0
+        for seed in range(123, 127):
+            few = np.random.default_rng(seed).permutation(changed.n_obs) < n_cells
+            changed.obs["few"] = np.where(few, "few", "many")
+            rank(changed, "few", groups=["few"], mode=mode, random_state=seed)
+            calls += (table(changed, "few")["pvals_adj"] < 0.05).sum()
+        assert calls <= 4  # of 2,400 genes
+
+    @pytest.mark.parametrize("mode", ["change", "vanilla"])
+    def test_genes_that_were_never_counted_are_not_found(self, mixtures, mode):
+        genes = np.argsort(-np.ravel(mixtures.X.sum(axis=0)))[:150]
+        line = mixtures.obs["cell_type"] == "H1975"
+        cells = np.r_[np.flatnonzero(line)[:9], np.flatnonzero(~line)]
+        counts = mixtures[cells, genes].X.toarray()
+        counts[:, 100:] = 0
+        few = ad.AnnData(sparse.csr_matrix(counts), mixtures.obs.iloc[cells], mixtures.var.iloc[genes])
+        scvip.tl.scvi_pyro(few, batch_key="batch", max_epochs=20, impute=False, progress_bar=False)
+        rank(few, "cell_type", groups=["H1975"], mode=mode)
+        called = (table(few, "H1975")["pvals_adj"] < 0.05).to_numpy()
+        assert called[:100].any()
+        assert not called[100:].any()
 
     def test_batches_differ_only_when_their_effect_is_left_in(self, changed):
         def n_found(transform_batch):
@@ -251,6 +279,15 @@ class TestScanpy:
         assert "names" in trained_small.uns["markers"]
 
 
+def test_a_group_of_a_single_cell_is_warned_of(trained_small, warned):
+    trained_small.obs["group"] = ["lone", "other"] + ["rest"] * (trained_small.n_obs - 2)
+    rank(trained_small, "group", groups=["lone"])
+    (warning,) = warned()
+    assert warning.startswith("WARNING: groups of a single cell: 'lone'. What is found for them holds for that cell;")
+    rank(trained_small, "cell_type")
+    assert warned() == []
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "error", "message"),
@@ -261,6 +298,8 @@ class TestRefusals:
             ({"reference": "others"}, KeyError, r"reference='others' is not a value of"),
             ({"groups": ["H1975"], "reference": "H1975"}, ValueError, r"no two groups to compare"),
             ({"mode": "wilcoxon"}, ValueError, r"pass 'change' or 'vanilla'"),
+            ({"n_samples": 49}, ValueError, r"n_samples=49 was passed; pass at least 50: fewer draws"),
+            ({"n_samples": 1}, ValueError, r"n_samples=1 was passed; pass at least 50"),
             ({"delta": -1}, ValueError, r"delta=-1 was passed; pass a number of at least 0"),
             ({"transform_batch": "nope"}, KeyError, r"which the model was not trained on"),
             ({"fdr": 0.1}, TypeError, r"has no argument 'fdr'"),

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from scanpy_scvipyro.model import SCVI
 
 
+MIN_SAMPLES = 50
+
+
 @public
 def rank_genes_groups(
     adata: AnnData,
@@ -77,7 +80,7 @@ def rank_genes_groups(
         Batches to compare in: ``"all"``, or the names of some. With ``None``, each cell is taken in its own batch, and
         batch effects count as differences.
     n_samples
-        Draws of cells and their codes per group.
+        Draws of cells and their codes per group, at least 50.
     n_genes
         Genes to report per group; by default all that the model knows.
     pts
@@ -109,14 +112,16 @@ def rank_genes_groups(
         Log2 fold change: difference of the mean log2 frequencies of the two groups.
     ``proba_de``
         Posterior probability that the log fold change is above ``delta``, or that it is below ``-delta``, whichever is
-        larger (``"change"``); or that one group has the higher frequency (``"vanilla"``).
+        larger (``"change"``); or that a random cell of one group has the higher frequency (``"vanilla"``). Both know
+        how few cells a group has, and how rarely a gene was counted in them.
     ``bayes_factor``
         Natural logarithm of the odds of ``proba_de`` (``"change"``), or the score (``"vanilla"``).
     ``pvals``
         ``1 - proba_de``: probability that calling the gene changed, in this direction, is false.
     ``pvals_adj``
         Expected false discovery rate among the genes that are at least as probable: select ``pvals_adj < 0.05`` to
-        have less than 5 % of false discoveries.
+        have less than 5 % of false discoveries. With ``"vanilla"`` these are the genes that tell nearly all cells of
+        the groups apart, which many changed genes do not.
     ``pts``, ``pts_rest`` : DataFrame
         Only with ``pts=True``: share of cells of the group, and of the rest, that have counts of the gene.
     ``params`` : dict
@@ -160,6 +165,12 @@ def rank_genes_groups(
         },
         may_be_none=["n_genes"],
     )
+    if n_samples < MIN_SAMPLES:
+        msg = (
+            f"n_samples={n_samples} was passed; pass at least {MIN_SAMPLES}: fewer draws may all be of one kind of "
+            "cell, and every gene of that kind would seem changed."
+        )
+        raise ValueError(msg)
     if mode not in {"change", "vanilla"}:
         raise ValueError(f"mode={mode!r} is not a choice; pass 'change' or 'vanilla'.")
     members, rest = _select.groups(adata, groupby, groups, reference)
@@ -185,6 +196,11 @@ def rank_genes_groups(
     how = differential.Comparison(mode, delta, pseudocounts, batches, n_samples, random_state)
 
     start = logg.info(f"ranking genes of {groupby!r}")
+    if single := [name for name, cells in members.items() if len(cells) == 1]:
+        logg.warning(
+            f"groups of a single cell: {', '.join(map(repr, single))}. What is found for them holds for that cell; "
+            "whether others of its kind are like it cannot be known."
+        )
     show = settings.verbosity > 0 if progress_bar is None else progress_bar
     with (
         training.isolated_random_state(random_state),
