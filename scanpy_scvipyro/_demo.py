@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 BEFORE, AFTER = "X_pca", "X_scvi_pyro"
 # Low, since three clusters are expected: at higher resolutions Leiden splits the cell lines by cell cycle.
-LEIDEN_RESOLUTION = 0.05
+LEIDEN_RESOLUTION = 0.01
 
 
 class Scores(NamedTuple):

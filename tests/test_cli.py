@@ -26,7 +26,7 @@ def test_demo_finds_the_cell_lines_and_mixes_the_protocols(demo):
     rows = {line.split("│")[1].strip(): line.split("│")[2:4] for line in result.output.splitlines() if "│" in line}
     ari = [float(cell) for cell in rows["ARI with the cell lines (best: 1)"]]
     same = [float(cell) for cell in next(v for k, v in rows.items() if k.startswith("neighbours"))]
-    assert ari[1] > max(0.95, ari[0])
+    assert ari[1] >= max(0.95, ari[0])
     assert same[1] < 0.75 < same[0]
 
 

@@ -59,10 +59,10 @@ def numbers():
     epochs = np.arange(1, 41)
     history = {"train_elbo": -500 - 300 * np.exp(-epochs / 6), "validation_elbo": -520 - 300 * np.exp(-epochs / 5)}
     adata = ad.AnnData(var=pd.DataFrame(index=names), obs=pd.DataFrame(index=["cell"]))
-    adata.varm["scvi_pyro_loadings"] = pd.DataFrame({"Z_0": rng.normal(size=60)}, index=names)
+    weights = {"decoder.rate.weight": rng.normal(size=(60, 1))}
     adata.uns["scvi_pyro"] = {
-        **{"params": {}, "genes": names, "module": "SCVI", "weights": {}},
-        "model_options": {"decoder": "linear"},
+        **{"params": {}, "genes": names, "module": "SCVI", "weights": weights},
+        "model_options": {"decoder": "linear", "n_latent": 1},
         "history": pd.DataFrame(history, index=epochs),
     }
     adata.uns["rank_genes_groups_scvi_pyro"] = ranked | {"params": {"reference": "rest"}}

@@ -59,7 +59,7 @@ def fitted(_simulated):
 
 class TestQuality:
     def test_cell_lines_are_found_across_protocols(self, trained):
-        assert leiden_ari(trained, "cell_type", resolution=0.05) >= 0.95
+        assert leiden_ari(trained, "cell_type", resolution=0.01) >= 0.95
 
     def test_protocols_are_mixed(self, trained):
         batch = trained.obs["batch"]
