@@ -35,10 +35,9 @@ def text(name: object) -> str:
     """Name of a category as the model stores it. Numbers that are equal have one, of whatever type they are."""
     if not isinstance(name, int | float | np.integer | np.floating) or isinstance(name, bool):
         return str(name)
-    number = float(name)
-    return (
-        str(int(name)) if number.is_integer() else str(np.float32(number))
-    )  # 0.1 in float32 is 0.10000000149 in float64
+    if float(name).is_integer():
+        return str(int(name))
+    return str(np.float32(name))  # 0.1 in float32 is 0.10000000149 in float64
 
 
 def positions(names: Iterable[object], known: Sequence[str]) -> list[int]:
@@ -49,7 +48,8 @@ def positions(names: Iterable[object], known: Sequence[str]) -> list[int]:
     """
     exact = {name: i for i, name in enumerate(known)}
     texts = [text(name) for name in names]
-    loose = {_whole(name): i for i, name in reversed(list(enumerate(known))) if name not in texts}
+    asked = set(texts)
+    loose = {_whole(name): i for name, i in exact.items() if name not in asked}
     return [exact.get(name, loose.get(_whole(name), -1)) for name in texts]
 
 
