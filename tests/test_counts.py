@@ -40,8 +40,8 @@ def test_fractions_are_refused_as_normalized_data(adata):
 
 
 def test_fractions_are_refused_with_the_digits_that_tell_them_from_whole_numbers(adata):
-    adata.X[0, 1] = 1.00001
-    with pytest.raises(ValueError, match=r"not whole numbers, for example 1\.00001;"):
+    adata.X[0, 1] = 1.000005
+    with pytest.raises(ValueError, match=r"not whole numbers, for example 1\.000005;"):
         read_counts(adata)
 
 
