@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 N_NAMED = 5
 MIN_CELLS = 20
 """Batches and labels with fewer cells are not judged."""
+NOT_AT_ALL = 0.9
+"""Single batches that are apart by more, on a scale from 0 to 1, are not mixed at all; up to 0.3 in good fits."""
 
 
 class Finding(NamedTuple):
@@ -119,24 +121,29 @@ def _span(elbo: pd.Series) -> float:
 
 def mixing(same: Array, mixed: Array, batches: Codes, names: Sequence[str], *, has_labels: bool) -> list[Finding]:
     """Warn of batches that stay apart: share of same-batch neighbours, and what perfect mixing would give."""
-    apart = _excess(same, mixed)
-    if apart < 0.5:  # 0.1 to 0.25 in good fits, 0.6 to 0.96 in bad ones
+    are_apart = _excess(same, mixed) >= 0.5  # 0.1 to 0.25 in good fits, 0.6 to 0.96 in bad ones
+    if not are_apart and not apart(same, mixed, batches, names, NOT_AT_ALL):
         return []
+    worst = apart(same, mixed, batches, names, 0.5)
+    caveat = "" if has_labels else " Batches of different cell types are right to stay apart; pass labels_key= to tell."
+    return [
+        Finding(
+            "Batches are not mixed" if are_apart or len(worst) > 1 else "A batch is not mixed with the others",
+            f"{same.mean():.0%} of a cell's nearest neighbours are of its own batch; {mixed.mean():.0%} would be if "
+            f"batches were mixed. Furthest apart: {named(worst)}.{caveat}",
+            "Train with batch_key=, and for the default number of epochs; compare a higher batch_alignment=.",
+        )
+    ]
+
+
+def apart(same: Array, mixed: Array, batches: Codes, names: Sequence[str], threshold: float) -> list[str]:
+    """Name the batches that stay apart, the furthest first: 0 is for perfect mixing, 1 for none at all."""
     by_batch = {
         name: _excess(same[batches == code], mixed[batches == code])
         for code, name in enumerate(names)
         if (batches == code).sum() >= MIN_CELLS
     }
-    worst = [name for name in sorted(by_batch, key=lambda name: -by_batch[name]) if by_batch[name] > 0.5]
-    caveat = "" if has_labels else " Batches of different cell types are right to stay apart; pass labels_key= to tell."
-    return [
-        Finding(
-            "Batches are not mixed",
-            f"{same.mean():.0%} of a cell's nearest neighbours are of its own batch; {mixed.mean():.0%} would be if "
-            f"batches were mixed. Furthest apart: {_listed(worst)}.{caveat}",
-            "Train with batch_key=, and for the default number of epochs; compare a higher batch_alignment=.",
-        )
-    ]
+    return [name for name in sorted(by_batch, key=lambda name: -by_batch[name]) if by_batch[name] > threshold]
 
 
 def _excess(same: Array, mixed: Array) -> float:
@@ -162,7 +169,7 @@ def over_correction(before: Array, after: Array, labels: Codes, names: Sequence[
     return [
         Finding(
             "Over-correction suspected",
-            f"Cells have lost neighbours of their own label: {_listed(shares)}.",
+            f"Cells have lost neighbours of their own label: {named(shares)}.",
             "Biology may have been removed together with the batch effect. Is a label found in one batch only? Compare "
             "batch_alignment=0 or batch_offset=None, and check marker genes before trusting these labels.",
         )
@@ -185,7 +192,7 @@ def lost_structure(kept: Array, chance: Array, batches: Codes, names: Sequence[s
     return [
         Finding(
             "The latent codes tell cells hardly apart",
-            f"Cells of one batch have other neighbours than before; kept beyond chance: {_listed(lost)}.",
+            f"Cells of one batch have other neighbours than before; kept beyond chance: {named(lost)}.",
             "The batch effect may have been removed together with the biology, or the counts of these batches hold "
             "little else than noise. Check them, train for longer, and compare batch_alignment=0.",
         )
@@ -221,7 +228,7 @@ def genes(real: CountStatistics, simulated: CountStatistics, names: Sequence[str
     return [
         Finding(
             f"{len(worst)} of {len(names)} genes are fitted badly" if len(worst) > 1 else "A gene is fitted badly",
-            f"Real counts differ from what the model expects. Worst: {_listed(listed, len(worst))}.",
+            f"Real counts differ from what the model expects. Worst: {named(listed, len(worst))}.",
             "Do not interpret imputed values and fold changes of these genes. If they are many, train for longer, or "
             "compare gene_likelihood='zinb' and dispersion='gene-batch'; if they are few, check or leave them out.",
         )
@@ -244,7 +251,7 @@ def batches(surprise: NDArray[np.floating], codes: Codes, names: Sequence[str]) 
         Finding(
             title,
             "Real counts are less likely, in nats, than counts that the model simulates for the same cells: "
-            f"{_listed(bad)}.",
+            f"{named(bad)}.",
             "Check the quality of these cells (ambient RNA, doublets, damaged cells) and how they were processed. If "
             "they are good, compare dispersion='gene-batch'.",
         )
@@ -263,7 +270,7 @@ def confused_labels(confusion: NDArray[np.integer], names: Sequence[str]) -> lis
     return [
         Finding(
             f"Labels {first} and {second} are confused",
-            f"Of labelled cells that were kept from training, {_listed(listed)}.",
+            f"Of labelled cells that were kept from training, {named(listed)}.",
             "Join these labels, or check how they were given; do not compare numbers of such cells between samples.",
         )
     ]
@@ -284,14 +291,15 @@ def unknown_cells(novelty: NDArray[np.floating], predicted: Codes, names: Sequen
         Finding(
             f"{is_novel.sum()} cells look like none of the labelled types",
             f"They have a novelty above 0.99, {is_novel.mean():.1%} of the cells; of known types one in a hundred has."
-            + (f" Among them: {_listed(listed)}." if listed else ""),
+            + (f" Among them: {named(listed)}." if listed else ""),
             "Cluster these cells and look at their marker genes; they may be a type without a label, doublets, or "
             "cells of another quality. With max_novelty=0.99 they are called unknown.",
         )
     ]
 
 
-def _listed(names: Sequence[str], n_total: int | None = None) -> str:
+def named(names: Sequence[str], n_total: int | None = None) -> str:
+    """Join the first few names, and count the others."""
     n_total = len(names) if n_total is None else n_total
     shown = names[:N_NAMED]
     return ", ".join(shown) + (f", and {n_total - len(shown)} more" if n_total > len(shown) else "")

@@ -114,7 +114,7 @@ def from_scvi_tools(
     """
     import torch
 
-    from scanpy_scvipyro import data, labels, posterior, storage, training
+    from scanpy_scvipyro import absent, data, labels, posterior, storage, training
     from scanpy_scvipyro.from_scvi_tools import convert, given_labels
     from scanpy_scvipyro.scanvi import SCANVI
     from scanpy_scvipyro.tl._write import write_results
@@ -136,6 +136,7 @@ def from_scvi_tools(
             fitted = labels.learn(module, cell_data, given, np.zeros(adata.n_obs, dtype=bool))
             fitted |= {"temperature": 1.0}  # to predict as scvi-tools does
         stored = storage.to_uns(module, converted.spec, converted.model_options, params, converted.history)
+        stored |= absent.entry(cell_data)
         if fitted is not None:
             stored["labels"] = fitted
         adata = adata.copy() if copy else adata

@@ -80,6 +80,11 @@ class TestMixing:
         assert "Furthest apart: c, a." in finding.found
         assert "80% of a cell's nearest neighbours" in finding.found
 
+    def test_one_batch_apart_is_named_among_others_that_mix(self):
+        (finding,) = self.found([0.35, 0.35, 0.97])
+        assert finding.title == "A batch is not mixed with the others"
+        assert "Furthest apart: c." in finding.found
+
     def test_without_labels_it_says_that_batches_may_be_right_to_differ(self):
         assert "pass labels_key=" in self.found([1, 1, 1], has_labels=False)[0].found
         assert "pass labels_key=" not in self.found([1, 1, 1])[0].found

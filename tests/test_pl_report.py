@@ -72,6 +72,15 @@ class TestWarnings:
         scvip.tl.scvi_pyro(mixtures, batch_key="batch", max_epochs=3, progress_bar=False)
         assert "Training has not converged" in warnings_of(mixtures, tmp_path)
 
+    def test_codes_that_hold_nothing_and_are_worth_nothing_are_told(self, trained, tmp_path):
+        stored = trained.uns["scvi_pyro"]
+        stored["elbo_without_codes"] = stored["history"]["validation_elbo"].iloc[-1] + 5
+        for name in ("encoder.loc.weight", "encoder.loc.bias"):
+            stored["weights"][name] = np.zeros_like(stored["weights"][name])
+        found = warnings_of(trained, tmp_path)
+        assert "They tell 0.00 nats per cell" in found["The latent codes hold next to nothing"]
+        assert "The model is worse than one without latent codes" in found
+
     def test_training_by_heart_overfits(self, mixtures, tmp_path):
         few = mixtures[::9].copy()
         scvip.tl.scvi_pyro(few, batch_key="batch", max_epochs=250, train_size=0.5, progress_bar=False)

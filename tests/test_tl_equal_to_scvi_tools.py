@@ -84,7 +84,7 @@ def test_vanilla_probabilities(pair):
     groups = [np.flatnonzero((adata.obs["cell_type"] == "HCC827") == is_ours) for is_ours in (True, False)]
     how = differential.Comparison("vanilla", None, 0.0, [0, 1, 2], n, 0)
     no_error = np.full(adata.n_vars, 1e-9)  # which scvi-tools does not know of
-    with training.isolated_random_state(0):
+    with training.isolated_random_state(0), torch.inference_mode():
         ours = differential.probability_higher(module, data.load(adata, spec), *groups, no_error, how)
     # Of 701 genes, the largest deviation is below 5 standard errors of two estimates.
     probability = theirs["proba_m1"].reindex(adata.var_names)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from scanpy_scvipyro import _select, _stored, checks, data, integration, posterior, storage, training
+from scanpy_scvipyro import _select, _stored, absent, checks, data, integration, outcome, posterior, storage, training
 from scanpy_scvipyro.pl import _integration, _labels, _posterior_predictive
 from scanpy_scvipyro.pl._integration import AFTER, BEFORE
 
@@ -51,6 +51,7 @@ def gather(
 ) -> Content:
     """Compute everything, from at most ``max_cells`` cells."""
     model, spec = storage.from_uns(adata, key, module)
+    stored = _stored.trained(adata, key)
     cell_data = data.load(adata, spec)
     rows = _select.random_cells(adata.n_obs, max_cells, random_state)
     cells = _integration.embed(adata, key, rows, columns, before=None, random_state=random_state)
@@ -58,10 +59,12 @@ def gather(
     simulation = _posterior_predictive.simulate(model, cell_data, rows, random_state)
     with training.isolated_random_state(random_state):
         surprise = posterior.surprise(model, cell_data, rows)
+        outcomes = outcome.findings(model, cell_data, stored)
 
-    stored = _stored.trained(adata, key)
     names, codes = _batches(adata, columns)
     findings = [
+        *outcomes,
+        *absent.lacking(stored),
         *_training_findings(stored, adata.n_obs),
         *_integration_findings(cells, columns, scores),
         *checks.batches(surprise, codes[rows], names),

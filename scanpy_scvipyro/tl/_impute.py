@@ -8,7 +8,7 @@ import numpy as np
 from scanpy import logging as logg
 from scanpy import settings
 
-from scanpy_scvipyro import _files, _names, _select, _validate
+from scanpy_scvipyro import _files, _names, _select, _stored, _validate
 from scanpy_scvipyro._public import public
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def impute(
     transform_batch
         Batch to express all cells in, as if they had been measured there: the name of one, as the column holds it, or
         of several, over which the result is averaged, or ``"all"``. By default each cell stays in its own, and batch
-        effects stay in the data.
+        effects stay in the data. Genes that a whole batch lacks are warned of: elsewhere their expression is made up.
     library_size
         Counts per cell of the result: ``"observed"`` for those of each cell, a number such as 1e4 to which the genes of
         the model then sum in all cells alike, or ``"latent"`` for the inferred library size, if the model was trained
@@ -122,7 +122,7 @@ def impute(
         raise ValueError(f"statistic={statistic!r} names quantiles that are alike to six digits; pass each once.")
     path = None if out is None else _free_path(out, key_added, copy=copy)
 
-    from scanpy_scvipyro import _progress, data, posterior, storage, training
+    from scanpy_scvipyro import _progress, absent, data, posterior, storage, training
 
     model, spec = storage.from_uns(adata, key, module)
     _validate.check_spares_counts(key_added, spec.layer)
@@ -135,6 +135,8 @@ def impute(
     positions = spec.gene_positions(adata)
     cell_data = data.load(adata, spec, positions)
 
+    if batches is not None and (made_up := absent.warning(_stored.trained(adata, key), selected)):
+        logg.warning(made_up)
     start = logg.info(f"imputing {len(selected)} genes of {adata.n_obs} cells")
     with training.isolated_random_state(random_state):
         chunks = posterior.expression(

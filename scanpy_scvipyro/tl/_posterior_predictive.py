@@ -6,7 +6,7 @@ from scanpy import logging as logg
 from scanpy import settings
 from scipy import sparse
 
-from scanpy_scvipyro import _names, _select, _validate
+from scanpy_scvipyro import _names, _select, _stored, _validate
 from scanpy_scvipyro._public import public
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def posterior_predictive(
             f"transform_batch={transform_batch!r} was passed; counts are simulated in one batch, pass a name."
         )
 
-    from scanpy_scvipyro import _progress, data, posterior, storage, training
+    from scanpy_scvipyro import _progress, absent, data, posterior, storage, training
 
     model, spec = storage.from_uns(adata, key, module)
     _validate.check_spares_counts(key_added, spec.layer)
@@ -103,6 +103,8 @@ def posterior_predictive(
     positions = spec.gene_positions(adata)
     cell_data = data.load(adata, spec, positions)
 
+    if batches is not None and (made_up := absent.warning(_stored.trained(adata, key), selected)):
+        logg.warning(made_up)
     start = logg.info(f"simulating {len(selected)} genes of {len(rows)} cells")
     show = settings.verbosity > 0 if progress_bar is None else progress_bar
     with training.isolated_random_state(random_state):

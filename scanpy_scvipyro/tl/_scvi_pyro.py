@@ -204,7 +204,9 @@ def scvi_pyro(
     ``adata.varm["scvi_pyro_loadings"]`` : DataFrame (n_vars, n_latent)
         With ``decoder="linear"``: loadings of the genes, on the log scale.
 
-    What an earlier model left under this name, and functions of ``tl`` wrote of it, is removed.
+    What an earlier model left under this name, and functions of ``tl`` wrote of it, is removed. A model that has learnt
+    nothing, and batches that are not mixed at all, are warned of in Scanpy's log; :func:`scanpy_scvipyro.pl.report`
+    says more.
 
     Raises
     ------

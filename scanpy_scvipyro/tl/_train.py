@@ -51,7 +51,7 @@ def train(
     from pytorch_lightning.callbacks import Callback
     from pytorch_lightning.loggers import Logger
 
-    from scanpy_scvipyro import checkpoint, data, hardware, labels, posterior, storage, training
+    from scanpy_scvipyro import absent, checkpoint, data, hardware, labels, outcome, posterior, storage, training
     from scanpy_scvipyro.model import SCVI, reads_labels
     from scanpy_scvipyro.scanvi import SCANVI
     from scanpy_scvipyro.tl._write import write_results
@@ -118,12 +118,23 @@ def train(
         params = vars(recipe) | {"batch_offset": batch_offset, "labels_key": labels_key}
         params |= {"init_from": arguments.get("init_from")}
         stored = storage.to_uns(model, spec, model_options, params, history)
+        stored |= absent.entry(cell_data)
+        evaluated = training.unseen(cell_data, recipe)[:5000]  # as the ELBO is, in random order
+        rows = evaluated if len(evaluated) else outcome.judged(adata.n_obs)
+        stored["elbo_without_codes"] = outcome.elbo_without_codes(cell_data, rows, model.gene_likelihood)
         if given is not None:
             stored["labels"] = labels.learn(model, cell_data, given, held_out)
         adata = adata.copy() if arguments["copy"] else adata
         added = write_results(
             adata, model, cell_data, genes, stored, impute=arguments["impute"], key_added=arguments["key_added"]
         )
+        findings = outcome.findings(model, cell_data, stored)
+    if spec.batches is not None:
+        of_kinds = None if labels_key is None else label_codes
+        latent = adata.obsm[f"X_{arguments['key_added']}"]
+        findings += outcome.alone(latent, cell_data.batch.numpy(), of_kinds, spec.batches)
+    for finding in findings:
+        logg.warning(f"{finding.title}. {finding.found} See pl.report(adata, key={arguments['key_added']!r}).")
     if run is not None:
         run.path.unlink(missing_ok=True)
     logg.info("    finished", time=begin, deep=added)
