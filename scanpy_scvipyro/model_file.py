@@ -215,19 +215,25 @@ def _column(adata: AnnData, name: str) -> dict[str, Any]:
 
 
 def _anndata(file: Path, stored: dict[str, Any], cells: dict[str, Any] | None, key: str) -> AnnData:
-    var = pd.DataFrame(index=pd.Index(stored["genes"], dtype=object))
+    # From lists, of which each version of pandas makes the type of string that its other tables have.
+    var = pd.DataFrame(index=pd.Index([*stored["genes"]]))
     if cells is None:
         return AnnData(obs=pd.DataFrame(index=pd.Index([], dtype=object)), var=var)
     try:
-        columns = {
-            name: part["values"] if "values" in part else pd.Categorical.from_codes(part["codes"], part["categories"])
-            for name, part in cells["obs"].items()
-        }
-        obs = pd.DataFrame(columns, index=pd.Index(cells["names"], dtype=object))
+        columns = {name: _values(part) for name, part in cells["obs"].items()}
+        obs = pd.DataFrame(columns, index=pd.Index([*cells["names"]]))
         adata = AnnData(obs=obs, var=var, obsm={f"X_{key}": cells["codes"]})
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(file, f"codes and columns of its cells do not fit together ({error})") from error
     return adata
+
+
+def _values(part: dict[str, Any]) -> Any:
+    """Numbers, or categories, of a column."""
+    if "values" in part:
+        return part["values"]
+    names: pd.Index[str] = pd.Index([*part["categories"]])
+    return pd.Categorical.from_codes(part["codes"], names)
 
 
 def _to_json(value: Any, path: str, tensors: dict[str, NDArray[Any]]) -> Any:
