@@ -20,17 +20,14 @@ def absent_genes(data: CellData) -> NDArray[np.int64]:
 
     Many are twenty counts, in twenty cells: a rare type of cell that a batch happens to lack takes few genes with it.
     """
-    n_batches = int(data.batch.max()) + 1
-    batch = data.batch[torch.repeat_interleave(torch.diff(data.indptr))]
-    place = batch * data.n_genes + data.indices
-    shape, n_places = (n_batches, data.n_genes), n_batches * data.n_genes
-    is_expected = torch.ones(shape, dtype=torch.bool)
-    for weights, size in ((data.values.double(), data.depth[:, 0].double()), (None, None)):
-        found = torch.bincount(place, weights, n_places).view(shape).double()
-        total = torch.bincount(data.batch, size, n_batches)[:, None].double()
-        elsewhere = (found.sum(dim=0) - found) / (total.sum() - total)  # NaN for a single batch
-        is_expected &= elsewhere * total >= MIN_CELLS
-    return torch.nonzero(is_expected & (found == 0)).numpy()
+    totals = data.totals
+    depth, n_cells = totals.counts.sum(dim=1), torch.bincount(data.batch).double()
+    is_expected = torch.ones(totals.counts.shape, dtype=torch.bool)
+    for found, size in ((totals.counts, depth), (totals.n_detected, n_cells)):
+        of_batch = size[:, None]
+        elsewhere = (found.sum(dim=0) - found) / (of_batch.sum() - of_batch)  # NaN for a single batch
+        is_expected &= elsewhere * of_batch >= MIN_CELLS
+    return torch.nonzero(is_expected & (totals.counts == 0)).numpy()
 
 
 def entry(data: CellData) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
-from scanpy_scvipyro import _counts, _genes, _validate
+from scanpy_scvipyro import _counts, _genes, _validate, csr
+from scanpy_scvipyro.csr import CSR
 from scanpy_scvipyro.model import Cells
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
     from torch import Tensor
+
+    from scanpy_scvipyro.csr import Totals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +81,9 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class CellData:
-    """Counts in CSR form and covariates of all cells, as tensors of one device."""
+    """Counts and covariates of all cells, as tensors of one device."""
 
-    indptr: Tensor
-    indices: Tensor
-    values: Tensor
-    n_genes: int
+    counts: CSR
     depth: Tensor
     """(n_cells, 1), observed counts per cell."""
     library_size: Tensor
@@ -97,29 +98,26 @@ class CellData:
         return len(self.batch)
 
     @property
+    def n_genes(self) -> int:
+        return self.counts.n_genes
+
+    @property
     def n_bytes(self) -> int:
-        return sum(t.nbytes for t in vars(self).values() if isinstance(t, torch.Tensor))
+        return sum(getattr(self, part.name).nbytes for part in fields(self))
 
     def to(self, device: torch.device) -> CellData:
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **moved)  # type: ignore[arg-type]
+        return CellData(*(getattr(self, part.name).to(device) for part in fields(self)))
 
     def cells(self, rows: Tensor) -> Cells:
         """Minibatch of the given cells, with counts as a coalesced sparse COO tensor."""
-        start = self.indptr[rows]
-        n_values = self.indptr[rows + 1] - start
-        row = torch.repeat_interleave(n_values)
-        shift = start - n_values.cumsum(0) + n_values
-        position = torch.arange(len(row), device=row.device).add_(shift[row])
-        counts = torch.sparse_coo_tensor(
-            torch.stack([row, self.indices[position].long()]),
-            self.values[position],
-            (len(rows), self.n_genes),
-            check_invariants=False,
-            is_coalesced=True,
-        )
-        parts = (self.library_size, self.batch, self.label, self.categorical, self.continuous)
-        return Cells(counts, *(part[rows] for part in parts))
+        return next(self.minibatches([rows]))
+
+    def minibatches(self, parts: Sequence[Tensor]) -> Iterator[Cells]:
+        """One minibatch after the other, each of the cells of a part."""
+        covariates = (self.library_size, self.batch, self.label, self.categorical, self.continuous)
+        for rows, counts in zip(parts, self.counts.minibatches(parts), strict=True):
+            here = rows.to(self.batch.device)
+            yield Cells(counts, *(covariate[here] for covariate in covariates))
 
     def chunks(self, rows: Tensor | None = None, n_draws: int = 1) -> Iterator[tuple[slice, Cells]]:
         """All cells in order, or the given ones, in minibatches of about four million counts (16 MB).
@@ -128,25 +126,26 @@ class CellData:
         """
         rows = torch.arange(self.n_cells) if rows is None else rows
         size = max(1, max(64, 4_000_000 // self.n_genes) // n_draws)
-        for start in range(0, len(rows), size):
-            stop = min(start + size, len(rows))
-            yield slice(start, stop), self.cells(rows[start:stop].to(self.batch.device))
+        stop = 0
+        for cells in self.minibatches(rows.split(size)):
+            start, stop = stop, stop + len(cells.batch)
+            yield slice(start, stop), cells
+
+    @cached_property
+    def totals(self) -> Totals:
+        """Sums over the cells of each batch."""
+        return csr.totals(self.counts.blocks(), self.batch, self.n_genes)
 
     def log_frequencies(self) -> tuple[Tensor, Tensor]:
         """Log of the mean frequency of each gene, overall (n_genes,) and per batch (n_batches, n_genes).
 
         Every batch counts the same in the overall mean. Half a count per gene keeps the logarithm finite.
         """
-        row = torch.repeat_interleave(torch.diff(self.indptr))
-        frequency = self.values / self.depth[row, 0]
-        n_batches = int(self.batch.max()) + 1
-        sums = self.values.new_zeros(n_batches, self.n_genes)
-        sums.view(-1).index_add_(0, self.batch[row] * self.n_genes + self.indices, frequency)
-        n_cells = torch.bincount(self.batch)[:, None]
-        depth = self.depth.new_zeros(n_batches).index_add_(0, self.batch, self.depth[:, 0])[:, None]
+        sums = self.totals.frequency
+        n_cells, depth = torch.bincount(self.batch)[:, None], self.totals.counts.sum(dim=1, keepdim=True)
         per_batch = (sums / n_cells + 0.5 / depth).log().log_softmax(dim=-1)
-        per_batch += (self.depth.sum() / self.library_size.sum()).log()  # 0, but for size factors
-        return per_batch.logsumexp(dim=0) - math.log(n_batches), per_batch
+        per_batch += (self.depth.double().sum() / self.library_size.double().sum()).log()  # 0, but for size factors
+        return (per_batch.logsumexp(dim=0) - math.log(len(sums))).float(), per_batch.float()
 
     def log_library_size(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the log library size of each batch, (n_batches, 1) each."""
@@ -220,11 +219,7 @@ def load(adata: AnnData, spec: DataSpec, genes: NDArray[np.bool_] | NDArray[np.i
         factors = _validate.obs_numbers(adata, [spec.size_factor_key], "size_factor_key", positive=True)
         library_size = torch.from_numpy(factors.astype(np.float32))
     return CellData(
-        indptr=torch.from_numpy(counts.indptr.astype(np.int64)),
-        # Views of the user's arrays where they can be, and never written to; torch warns of read-only arrays.
-        indices=torch.from_numpy(np.require(counts.indices, requirements="W")),
-        values=torch.from_numpy(np.require(counts.data, requirements="W")),
-        n_genes=counts.shape[1],
+        counts=CSR.of(counts),
         depth=depth,
         library_size=library_size,
         batch=codes(spec.batch_key, "batch_key"),
@@ -248,11 +243,10 @@ class Minibatches(IterableDataset[Cells]):
         return self.n_minibatches
 
     def __iter__(self) -> Iterator[Cells]:
-        rows = self.rows
-        if self.generator is not None:
-            rows = rows[torch.randperm(len(rows), generator=self.generator)]
-        for part in rows.tensor_split(self.n_minibatches):
-            yield self.data.cells(part.to(self.data.batch.device))
+        if self.generator is None:
+            return self.data.minibatches(self.rows.tensor_split(self.n_minibatches))
+        parts = self.data.counts.shuffled(self.rows, self.n_minibatches, self.generator)
+        return self.data.minibatches(parts)
 
 
 def n_training_cells(n_cells: int, train_size: float) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from scanpy_scvipyro import posterior
+from scanpy_scvipyro.csr import CSR
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +29,8 @@ def completed(module: SCVI, data: CellData, measured: Tensor, known: DataSpec) -
     is the average over all known ones.
     """
     n_genes, missing = len(measured), torch.nonzero(~measured)[:, 0]
-    wide = replace(data, indices=torch.nonzero(measured)[:, 0][data.indices.long()], n_genes=n_genes)
+    indices = torch.nonzero(measured)[:, 0][data.counts.indices.long()]
+    wide = replace(data, counts=replace(data.counts, indices=indices, n_genes=n_genes))
     n_categories = torch.tensor(known.n_categories, dtype=torch.int64)
     asked = replace(
         wide,
@@ -54,17 +56,22 @@ def completed(module: SCVI, data: CellData, measured: Tensor, known: DataSpec) -
 
 def _with_columns(data: CellData, columns: Tensor, values: Tensor, *, has_size_factor: bool) -> CellData:
     """Add positive values of genes that have none, to each cell."""
+    counts, n_columns = data.counts, len(columns)
     row = torch.cat(
-        [torch.repeat_interleave(torch.diff(data.indptr)), torch.arange(data.n_cells).repeat_interleave(len(columns))]
+        [torch.repeat_interleave(torch.diff(counts.indptr)), torch.arange(data.n_cells).repeat_interleave(n_columns)]
     )
-    index = torch.cat([data.indices.long(), columns.repeat(data.n_cells)])
+    index = torch.cat([counts.indices.long(), columns.repeat(data.n_cells)])
     order = (row * data.n_genes + index).argsort()
     depth = data.depth + values.sum(dim=1, keepdim=True)
+    completed = CSR(
+        counts.indptr + torch.arange(data.n_cells + 1) * n_columns,
+        index[order],
+        torch.cat([counts.values, values.reshape(-1)])[order],
+        data.n_genes,
+    )
     return replace(
         data,
-        indptr=data.indptr + torch.arange(data.n_cells + 1) * len(columns),
-        indices=index[order],
-        values=torch.cat([data.values, values.reshape(-1)])[order],
+        counts=completed,
         depth=depth,
         library_size=data.library_size if has_size_factor else depth,
     )

@@ -112,6 +112,7 @@ def posterior_predictive(
 
 def simulate(model: SCVI, cell_data: CellData, rows: NDArray[np.intp], random_state: int) -> Simulation:
     """Simulate the counts of the given cells, and describe them beside the real ones."""
+    import torch
     from scipy import sparse
 
     from scanpy_scvipyro import checks, posterior, training
@@ -120,8 +121,7 @@ def simulate(model: SCVI, cell_data: CellData, rows: NDArray[np.intp], random_st
     with training.isolated_random_state(random_state):
         chunks = posterior.simulated_counts(model, cell_data, rows, genes, None)
         simulated = sparse.vstack([chunk for _, chunk in chunks], format="csr")
-    parts = (cell_data.values.numpy(), cell_data.indices.numpy(), cell_data.indptr.numpy())
-    real = sparse.csr_array(parts, shape=(cell_data.n_cells, cell_data.n_genes))[rows]
+    real = cell_data.counts.read(torch.from_numpy(rows)).to_scipy()
     return Simulation(checks.count_statistics(real), checks.count_statistics(simulated))
 
 

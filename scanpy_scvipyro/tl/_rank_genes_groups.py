@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 from scanpy import logging as logg
 from scanpy import settings
-from scipy import sparse
 
 from scanpy_scvipyro import _names, _select, _stored, _validate
 from scanpy_scvipyro._public import public
@@ -213,11 +212,7 @@ def rank_genes_groups(
             bar.update()
     stored = _fields(results, spec.genes, n_genes)
     if pts:
-        stored["pts"] = _share_of_cells(cell_data, members, spec.genes)
-        if reference == "rest":
-            everyone = np.concatenate([*members.values(), rest])
-            others = {name: np.setdiff1d(everyone, cells) for name, cells in members.items()}
-            stored["pts_rest"] = _share_of_cells(cell_data, others, spec.genes)
+        stored |= _shares(cell_data, members, rest, spec.genes, with_others=reference == "rest")
     stored["params"] = {
         "groupby": groupby,
         "reference": reference,
@@ -268,8 +263,25 @@ def _fields(results: dict[str, Differences], genes: NDArray[np.str_], n_genes: i
     }
 
 
-def _share_of_cells(cell_data: CellData, groups: dict[str, NDArray[np.intp]], genes: NDArray[np.str_]) -> pd.DataFrame:
-    """Share of the cells of each group that have counts of a gene, (n_genes, n_groups)."""
-    parts = (np.ones(len(cell_data.values), dtype=bool), cell_data.indices.numpy(), cell_data.indptr.numpy())
-    detected = sparse.csr_array(parts, shape=(cell_data.n_cells, cell_data.n_genes))
-    return pd.DataFrame({name: detected[cells].mean(axis=0) for name, cells in groups.items()}, index=genes)
+def _shares(
+    cell_data: CellData,
+    members: dict[str, NDArray[np.intp]],
+    rest: NDArray[np.intp],
+    genes: NDArray[np.str_],
+    *,
+    with_others: bool,
+) -> dict[str, pd.DataFrame]:
+    """Share of the cells of each group that have counts of a gene, (n_genes, n_groups), and of all others."""
+    import torch
+
+    from scanpy_scvipyro import csr
+
+    code = np.zeros(cell_data.n_cells, dtype=np.int64)  # 0 is in no group, 1 the rest
+    for i, cells in enumerate([rest, *members.values()], start=1):
+        code[cells] = i
+    detected = csr.totals(cell_data.counts.blocks(), torch.from_numpy(code), cell_data.n_genes).n_detected.numpy()[1:]
+    n_cells = np.bincount(code, minlength=len(members) + 2)[1:, None]
+    tables = {"pts": detected[1:] / n_cells[1:]}
+    if with_others:
+        tables["pts_rest"] = (detected.sum(axis=0) - detected[1:]) / (n_cells.sum() - n_cells[1:])
+    return {name: pd.DataFrame(table.T, index=genes, columns=list(members)) for name, table in tables.items()}

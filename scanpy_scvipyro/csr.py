@@ -1,0 +1,131 @@
+"""Counts in memory, as a sparse matrix of tensors: minibatches, blocks and sums of them."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from scipy import sparse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from torch import Tensor
+
+_BLOCK = 1 << 20
+"""Counts at a time, so that sums over all of them need little memory."""
+
+
+@dataclass(frozen=True)
+class CSR:
+    """Counts above zero of all cells, one cell after the other, on one device."""
+
+    indptr: Tensor
+    """(n_cells + 1,), where each cell starts."""
+    indices: Tensor
+    """(n_counts,), genes."""
+    values: Tensor
+    """(n_counts,), float32."""
+    n_genes: int
+
+    @classmethod
+    def of(cls, matrix: sparse.csr_array) -> CSR:
+        """Take the arrays of a canonical float32 matrix, as views where they can be, never written to."""
+        # torch warns of read-only arrays.
+        indices, values = (np.require(part, requirements="W") for part in (matrix.indices, matrix.data))
+        indptr = torch.from_numpy(matrix.indptr.astype(np.int64))
+        return cls(indptr, torch.from_numpy(indices), torch.from_numpy(values), matrix.shape[1])
+
+    def to_scipy(self) -> sparse.csr_array:
+        """View as a matrix."""
+        parts = (self.values.numpy(), self.indices.numpy(), self.indptr.numpy())
+        return sparse.csr_array(parts, shape=(self.n_cells, self.n_genes))
+
+    @property
+    def n_cells(self) -> int:
+        return len(self.indptr) - 1
+
+    @property
+    def nbytes(self) -> int:
+        return self.indptr.nbytes + self.indices.nbytes + self.values.nbytes
+
+    def to(self, device: torch.device) -> CSR:
+        return CSR(self.indptr.to(device), self.indices.to(device), self.values.to(device), self.n_genes)
+
+    def coo(self, rows: Tensor) -> Tensor:
+        """Take the given cells as a coalesced sparse COO tensor, (n_rows, n_genes)."""
+        row, position = self._positions(rows)
+        return torch.sparse_coo_tensor(
+            torch.stack([row, self.indices[position].long()]),
+            self.values[position],
+            (len(rows), self.n_genes),
+            check_invariants=False,
+            is_coalesced=True,
+        )
+
+    def read(self, rows: Tensor) -> CSR:
+        """Take the given cells alone, in the given order."""
+        row, position = self._positions(rows)
+        n_values = torch.bincount(row, minlength=len(rows))
+        indptr = torch.cat([n_values.new_zeros(1), n_values.cumsum(0)])
+        return CSR(indptr, self.indices[position], self.values[position], self.n_genes)
+
+    def _positions(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """For each count of the given cells, its row among them, and where it stands."""
+        start = self.indptr[rows]
+        n_values = self.indptr[rows + 1] - start
+        row = torch.repeat_interleave(n_values)
+        shift = start - n_values.cumsum(0) + n_values
+        return row, torch.arange(len(row), device=row.device).add_(shift[row])
+
+    def shuffled(self, rows: Tensor, n_minibatches: int, generator: torch.Generator) -> Sequence[Tensor]:
+        """Split the given cells into minibatches at random, of sizes as equal as they can be."""
+        return rows[torch.randperm(len(rows), generator=generator)].tensor_split(n_minibatches)
+
+    def minibatches(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Take one minibatch after the other, as :meth:`coo` gives them."""
+        return (self.coo(rows.to(self.indptr.device)) for rows in parts)
+
+    def blocks(self) -> Iterator[tuple[slice, CSR]]:
+        """All cells, in order, a part of them at a time, as views."""
+        starts = torch.searchsorted(self.indptr, torch.arange(0, len(self.values), _BLOCK))
+        bounds = sorted({0, *starts.tolist(), self.n_cells})
+        for start, stop in itertools.pairwise(bounds):
+            first, last = self.indptr[start], self.indptr[stop]
+            part = CSR(
+                self.indptr[start : stop + 1] - first, self.indices[first:last], self.values[first:last], self.n_genes
+            )
+            yield slice(start, stop), part
+
+
+class Totals(NamedTuple):
+    """Sums over groups of cells, (n_groups, n_genes) each, in float64."""
+
+    frequency: Tensor
+    """Counts in shares of those of their cell."""
+    counts: Tensor
+    n_detected: Tensor
+    """Cells with any count of the gene."""
+
+
+def totals(blocks: Iterable[tuple[slice, CSR]], group: Tensor, n_genes: int) -> Totals:
+    """Sum over the cells of each group, from 0; ``group`` is (n_cells,)."""
+    n_groups = int(group.max()) + 1
+    sums = torch.zeros(3, n_groups * n_genes, dtype=torch.float64)
+    for rows, block in blocks:
+        add_to(sums, block, group[rows])
+    return Totals(*sums.view(3, n_groups, n_genes))
+
+
+def add_to(sums: Tensor, block: CSR, group: Tensor) -> None:
+    """Add cells to the sums of their groups, (3, n_groups * n_genes), in the order of :class:`Totals`."""
+    n_values = torch.diff(block.indptr)
+    row = torch.repeat_interleave(n_values)
+    place = (group * block.n_genes)[row].add_(block.indices)
+    depth = torch.zeros(len(group)).index_add_(0, row, block.values)
+    values = block.values.double()
+    for total, part in zip(sums, (values / depth[row], values, torch.ones_like(values)), strict=True):
+        total.index_add_(0, place, part)
