@@ -125,7 +125,7 @@ def add_to(sums: Tensor, block: CSR, group: Tensor) -> None:
     n_values = torch.diff(block.indptr)
     row = torch.repeat_interleave(n_values)
     place = (group * block.n_genes)[row].add_(block.indices)
-    depth = torch.zeros(len(group)).index_add_(0, row, block.values)
     values = block.values.double()
+    depth = values.new_zeros(len(group)).index_add_(0, row, values)
     for total, part in zip(sums, (values / depth[row], values, torch.ones_like(values)), strict=True):
         total.index_add_(0, place, part)
