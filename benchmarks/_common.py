@@ -13,7 +13,7 @@ import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import anndata as ad
 import numpy as np
@@ -207,6 +207,31 @@ def in_fresh_process(function: Callable[..., Result], *arguments: object) -> Res
     """Call a function of a script in a new process, whose memory nothing has filled or freed before."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(function, *arguments).result()
+
+
+def stored_rows(path: Path) -> list[dict[str, Any]]:
+    """Results of a file with one JSON object per line, if it is there."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def store_row(path: Path, row: dict[str, Any]) -> None:
+    """Add a result to such a file, and print it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(row, flush=True)
+
+
+def codes_path(store: Path, run: tuple[str, ...]) -> Path:
+    """Where the codes of a run are kept."""
+    return store / "codes" / f"{'; '.join(run)}.npy"
+
+
+def store_codes(store: Path, run: tuple[str, ...], codes: np.ndarray) -> None:
+    """Keep the codes of a run, to score them later."""
+    path = codes_path(store, run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, codes.astype(np.float32))
 
 
 def quiet() -> None:

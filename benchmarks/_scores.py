@@ -26,10 +26,40 @@ def scores(codes: np.ndarray, before: np.ndarray, obs: pd.DataFrame) -> dict[str
     share of the 20 nearest neighbours that are of type X, over the cells of type X.
     """
     codes = np.ascontiguousarray(codes, dtype=np.float32)
-    labels, batch = (np.unique(obs[key].astype(str), return_inverse=True)[1] for key in ("cell_type", "batch"))
+    near, labels, batch = _near(codes, obs)
     names = np.unique(obs["cell_type"].astype(str))
+    row = _scib(codes, before, near, labels, batch)
+    fine = None
+    if "cell_type_fine" in obs:
+        fine = np.unique(obs["cell_type_fine"].astype(str), return_inverse=True)[1]
+        row["cLISI, fine"] = scib_metrics.clisi_knn(near, fine)
+        row["k-means NMI, fine"] = _kmeans(codes, fine)[0]
+        row["silhouette, fine"] = scib_metrics.silhouette_label(codes, fine)
+    row |= _leiden(codes, labels, fine)
+    same = labels[near.indices[:, 1:21]] == labels[:, None]
+    for i, name in enumerate(names):
+        if (labels == i).sum() >= 50:
+            row[f"same type: {name}"] = float(same[labels == i].mean())
+    return {name: float(value) for name, value in row.items()}
+
+
+def scib(codes: np.ndarray, before: np.ndarray, obs: pd.DataFrame) -> dict[str, float]:
+    """Those of scib-metrics alone, as in :func:`scores`."""
+    codes = np.ascontiguousarray(codes, dtype=np.float32)
+    row = _scib(codes, before, *_near(codes, obs))
+    return {name: float(row[name]) for name in ("total", "bio", "batch", "iLISI")}
+
+
+def _near(codes: np.ndarray, obs: pd.DataFrame) -> tuple[NeighborsResults, np.ndarray, np.ndarray]:
+    """Neighbours, and codes of cell types and batches."""
+    labels, batch = (np.unique(obs[key].astype(str), return_inverse=True)[1] for key in ("cell_type", "batch"))
     distances, indices = NearestNeighbors(n_neighbors=90).fit(codes).kneighbors(codes)
-    near = NeighborsResults(indices=indices, distances=distances)
+    return NeighborsResults(indices=indices, distances=distances), labels, batch
+
+
+def _scib(
+    codes: np.ndarray, before: np.ndarray, near: NeighborsResults, labels: np.ndarray, batch: np.ndarray
+) -> dict[str, float]:
     by_kmeans = _kmeans(codes, labels)
     row = {
         "isolated labels": scib_metrics.isolated_labels(codes, labels, batch),
@@ -45,18 +75,7 @@ def scores(codes: np.ndarray, before: np.ndarray, obs: pd.DataFrame) -> dict[str
     }
     row["bio"], row["batch"] = (float(np.mean([row[name] for name in names_])) for names_ in (BIO, BATCH))
     row["total"] = 0.6 * row["bio"] + 0.4 * row["batch"]
-    fine = None
-    if "cell_type_fine" in obs:
-        fine = np.unique(obs["cell_type_fine"].astype(str), return_inverse=True)[1]
-        row["cLISI, fine"] = scib_metrics.clisi_knn(near, fine)
-        row["k-means NMI, fine"] = _kmeans(codes, fine)[0]
-        row["silhouette, fine"] = scib_metrics.silhouette_label(codes, fine)
-    row |= _leiden(codes, labels, fine)
-    same = labels[indices[:, 1:21]] == labels[:, None]
-    for i, name in enumerate(names):
-        if (labels == i).sum() >= 50:
-            row[f"same type: {name}"] = float(same[labels == i].mean())
-    return {name: float(value) for name, value in row.items()}
+    return row
 
 
 def _kmeans(codes: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

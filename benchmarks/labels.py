@@ -6,13 +6,13 @@ Each result is one line of a file, written as it is measured; what is there alre
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import _common
+import _scores
 import numpy as np
 import pandas as pd
 import scanpy as sc
@@ -25,8 +25,10 @@ from scanpy_scvipyro import datasets, training
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 LABELS_KEY, UNLABELLED = "given", "unlabelled"
-Results = Annotated[Path, typer.Option(help="File of results, one JSON object per line.")]
 Sets = Annotated[str, typer.Option(help="Data sets, separated by commas.")]
+Seeds = Annotated[str, typer.Option(help="Seeds, separated by commas.")]
+Store = Annotated[Path, typer.Option(help="Folder of results, one JSON object per line, and of codes.")]
+STORE = Path(__file__).parent / "results" / "labels"
 
 
 class Predicted(NamedTuple):
@@ -40,11 +42,10 @@ class Predicted(NamedTuple):
 
 @app.command()
 def transfer(
-    results: Results = Path("labels.jsonl"),
     sets: Sets = "mixtures,plates,facs,pbmc",
     methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "scanvi_pyro,knn,celltypist,scanvi",
-    seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 3,
-    scib: Annotated[bool, typer.Option(help="Also score the codes of cells in several batches.")] = False,
+    seeds: Seeds = "0,1,2",
+    store: Store = STORE,
 ) -> None:
     """Hide labels, predict them, and compare with the truth: accuracy, macro-F1, calibration error, processor time.
 
@@ -55,43 +56,53 @@ def transfer(
     since its release 1.7.1 needs scikit-learn below 1.8. Unsupervised models are trained once per data set and seed.
     """
     _common.quiet()
-    done = {
-        (row["data"], row["task"], row["method"], row["seed"], scib)
-        for row in _read(results)
-        if scib <= ("scIB total" in row)
-    }
-    for name, seed in itertools.product(sets.split(","), range(seeds)):
+    done = {_run(row) for row in _common.stored_rows(store / "transfer.jsonl")}
+    for seed, name in itertools.product(map(int, seeds.split(",")), sets.split(",")):
         adata = load(name)
         truth = adata.obs["cell_type"].astype(str).to_numpy()
         unsupervised: dict[str, object] = {}
         for task, is_hidden in tasks(adata, name, seed):
             adata.obs[LABELS_KEY] = pd.Categorical(np.where(is_hidden, UNLABELLED, truth))
             for method in methods.split(","):
-                if (name, task, method, seed, scib) in done:
+                row: dict[str, object] = {"data": name, "task": task, "method": method, "seed": seed}
+                if _run(row) in done:
                     continue
                 predicted = METHODS[method](adata, is_hidden, seed, unsupervised)
-                row = {"data": name, "task": task, "method": method, "seed": seed}
+                if predicted.codes is not None:
+                    _common.store_codes(store, _run(row), predicted.codes)
                 row |= scores(truth[is_hidden], predicted.labels[is_hidden], predicted.confidence[is_hidden])
-                row["CPU seconds"] = predicted.seconds
-                if scib and predicted.codes is not None and batch_key(adata):
-                    row |= scib_of(adata, predicted.codes)
-                _append(results, row)
+                _common.store_row(store / "transfer.jsonl", row | {"CPU seconds": predicted.seconds})
 
 
 @app.command()
-def novelty(
-    results: Results = Path("novelty.jsonl"),
-    sets: Sets = "mixtures,plates,facs,pbmc",
-    seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 1,
-) -> None:
+def score(sets: Sets = "mixtures,plates,pbmc", store: Store = STORE) -> None:
+    """Score codes with scib-metrics, those of all cells in several batches; unsupervised ones are scored once."""
+    _common.quiet()
+    done = {_run(row) for row in _common.stored_rows(store / "scib.jsonl")}
+    for name in sets.split(","):
+        adata = load(name)
+        _common.add_pca(adata)
+        for row in _common.stored_rows(store / "transfer.jsonl"):
+            kept = {key: row[key] for key in ("data", "task", "method", "seed")}
+            codes = _common.codes_path(store, _run(row))
+            if row["method"] == "knn":
+                kept["task"] = "any"
+            if row["data"] != name or _run(kept) in done or not codes.exists():
+                continue
+            _common.store_row(store / "scib.jsonl", kept | _scores.scib(np.load(codes), adata.obsm["X_pca"], adata.obs))
+            done.add(_run(kept))
+
+
+@app.command()
+def novelty(sets: Sets = "mixtures,plates,facs,pbmc", seeds: Seeds = "0", store: Store = STORE) -> None:
     """Leave out a type, labels and cells, and map it as a query with a quarter of the other cells: AUROC of novelty.
 
     Beside it one less the largest probability, and the uncertainty of the Human Lung Cell Atlas: one less the weighted
     share of the label among the 15 nearest reference cells.
     """
     _common.quiet()
-    done = {(row["data"], row["type"], row["seed"]) for row in _read(results)}
-    for name, seed in itertools.product(sets.split(","), range(seeds)):
+    done = {(row["data"], row["type"], row["seed"]) for row in _common.stored_rows(store / "novelty.jsonl")}
+    for seed, name in itertools.product(map(int, seeds.split(",")), sets.split(",")):
         adata = load(name)
         adata.obs[LABELS_KEY] = adata.obs["cell_type"].astype(str)
         sizes = adata.obs[LABELS_KEY].value_counts()
@@ -112,7 +123,7 @@ def novelty(
             row = {"data": name, "type": left_out, "seed": seed, "cells": int(is_unknown.sum())}
             known = query.obs["scanvi_pyro_novelty"][~is_unknown[in_query]]
             row |= {measure: roc_auc_score(is_unknown[in_query], values) for measure, values in by_measure.items()}
-            _append(results, row | {"known above 0.99": float((known > 0.99).mean())})
+            _common.store_row(store / "novelty.jsonl", row | {"known above 0.99": float((known > 0.99).mean())})
 
 
 @app.command()
@@ -135,18 +146,24 @@ def cost(labels: Annotated[str, typer.Option(help="Numbers of labels.")] = "10,5
 
 @app.command()
 def tables(
-    results: Results = Path("labels.jsonl"),
-    novelty_results: Annotated[Path, typer.Option(help="File of the results of novelty.")] = Path("novelty.jsonl"),
+    store: Store = STORE,
+    output: Annotated[Path | None, typer.Option(help="Folder for the tables as Markdown and JSON.")] = None,
 ) -> None:
-    """Print what was measured so far, medians over seeds."""
-    if rows := _read(results):
-        table = pd.DataFrame(rows).groupby(["data", "task", "method"], sort=False)
-        medians = table.median(numeric_only=True).drop(columns="seed")
-        medians.insert(0, "seeds", table.size())
-        _common.report(medians.reset_index(), "labels_transfer", None, decimals=3)
-    if rows := _read(novelty_results):
-        table = pd.DataFrame(rows).drop(columns=["seed", "type", "cells"]).groupby("data", sort=False)
-        _common.report(table.median().assign(types=table.size()).reset_index(), "labels_novelty", None, decimals=3)
+    """Print what is in the store, medians over seeds; of novelty, over types."""
+    if rows := _common.stored_rows(store / "transfer.jsonl"):
+        groups = pd.DataFrame(rows).groupby(["data", "task", "method"], sort=False)
+        medians = groups.median(numeric_only=True).drop(columns="seed")
+        medians.insert(0, "seeds", groups.size())
+        _common.report(medians.reset_index(), "labels_transfer", output, decimals=3)
+    if rows := _common.stored_rows(store / "scib.jsonl"):
+        groups = pd.DataFrame(rows).groupby(["data", "task", "method"], sort=False)
+        medians = groups.median(numeric_only=True).drop(columns="seed")
+        medians.insert(0, "seeds", groups.size())
+        _common.report(medians.reset_index(), "labels_scib", output, decimals=3)
+    if rows := _common.stored_rows(store / "novelty.jsonl"):
+        groups = pd.DataFrame(rows).groupby(["data", "type"], sort=False).median(numeric_only=True)
+        table = groups.drop(columns=["seed", "cells"]).groupby("data", sort=False)
+        _common.report(table.median().assign(types=table.size()).reset_index(), "labels_novelty", output, decimals=3)
 
 
 class _StepEnds(_common.StepEnds, training.Callback):
@@ -286,21 +303,8 @@ def knn_uncertainty(reference: sc.AnnData, query: sc.AnnData) -> np.ndarray:
     return 1 - np.max([(weight * (labels == label)).sum(axis=1) for label in np.unique(labels)], axis=0)
 
 
-def scib_of(adata: sc.AnnData, codes: np.ndarray) -> dict[str, float]:
-    scored = adata.copy()
-    _common.add_pca(scored)
-    scored.obsm["codes"] = codes
-    return {f"scIB {name.lower()}": value for name, value in _common.scib(scored, ["codes"]).iloc[0].items()}
-
-
-def _read(results: Path) -> list[dict]:
-    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-
-
-def _append(results: Path, row: dict) -> None:
-    with results.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    print(row, flush=True)
+def _run(row: dict[str, object]) -> tuple[str, ...]:
+    return tuple(str(row[key]) for key in ("data", "task", "method", "seed"))
 
 
 if __name__ == "__main__":

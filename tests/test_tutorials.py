@@ -1,5 +1,6 @@
 """The tutorials run from the first cell to the last, on the data that they name."""
 
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -12,13 +13,20 @@ TUTORIALS = sorted(FOLDER.glob("*.ipynb"))
 NEED_DATA = [path for path in TUTORIALS if "datasets.cell_mixtures" not in path.read_text()]
 
 
-def execute(notebook):
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": FOLDER}}).execute()
+@pytest.fixture
+def execute(tmp_path):
+    """Run a notebook where it finds what stands beside it, and leaves nothing behind."""
+    folder = shutil.copytree(FOLDER, tmp_path / "tutorials", ignore=shutil.ignore_patterns("*.ipynb"))
+
+    def run(notebook):
+        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": folder}}).execute()
+
+    return run
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
-def test_a_tutorial_runs(path, request):
+def test_a_tutorial_runs(path, request, execute):
     if path in NEED_DATA:
         request.getfixturevalue("data_directory")
     execute(nbformat.read(path, as_version=4))
@@ -26,7 +34,7 @@ def test_a_tutorial_runs(path, request):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NEED_DATA, ids=lambda path: path.stem)
-def test_a_tutorial_without_its_data_says_what_to_do_in_its_first_cell(path, tmp_path, monkeypatch):
+def test_a_tutorial_without_its_data_says_what_to_do_in_its_first_cell(path, execute, tmp_path, monkeypatch):
     monkeypatch.setenv("SCVIPYRO_DATA", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("SCVIPYRO_DATA_URL", raising=False)
