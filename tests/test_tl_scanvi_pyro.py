@@ -5,11 +5,24 @@ import functools
 import anndata as ad
 import numpy as np
 import pandas as pd
+import pyro.distributions as dist
 import pytest
 from anndata.tests.helpers import assert_equal
+from scipy.special import log_softmax, softmax
+from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 import scanpy_scvipyro as scvip
+from scanpy_scvipyro.scanvi import SCANVI
+
+
+class LabelsByDensity(SCANVI):
+    """Labels by Bayes' rule, without a network."""
+
+    def classify(self, z):
+        components = dist.Normal(self.prior_loc, self.prior_log_scale.exp()).to_event(1)
+        return components.log_prob(z[..., None, :])[..., : self.n_labels]
+
 
 KEYS = ["scanvi_pyro", "scanvi_pyro_probability", "scanvi_pyro_novelty"]
 train = functools.partial(scvip.tl.scanvi_pyro, labels_key="known", batch_key="batch", progress_bar=False)
@@ -210,3 +223,28 @@ def test_labels_are_predicted_in_a_batch_that_the_reference_has_not_seen(labelle
     train(reference, max_epochs=25, impute=False)
     scvip.tl.map_query(query, reference, key="scanvi_pyro", impute=False, progress_bar=False)
     assert (query.obs["scanvi_pyro"] == query.obs["cell_type"]).mean() > 0.95
+
+
+def test_labels_follow_what_a_subclass_says(small):
+    train_quickly(small, module=LabelsByDensity, impute=False)
+    stored = small.uns["scanvi_pyro"]
+    loc, log_scale = (stored["weights"][name][:3] for name in ("prior_loc", "prior_log_scale"))
+    by_subclass = norm.logpdf(small.obsm["X_scanvi_pyro"][:, None], loc, np.exp(log_scale)).sum(axis=-1)
+    difference = small.obsm["X_scanvi_pyro"][:, None] - stored["labels"]["label_mean"]
+    inverse = np.linalg.inv(stored["labels"]["covariance"])
+    by_mean = -0.5 * np.einsum("nld,de,nle->nl", difference, inverse, difference)
+    weight = stored["labels"]["density_weight"]
+    n_shown = small.obs["known"].notna().sum() - stored["labels"]["held_out_confusion"].sum()
+    assert weight == pytest.approx(5 / (5 + n_shown / 3))
+    expected = (1 - weight) * log_softmax(by_subclass, axis=1) + weight * by_mean
+    probabilities = softmax(expected / stored["labels"]["temperature"], axis=1)
+    np.testing.assert_allclose(small.obsm["scanvi_pyro_probabilities"], probabilities, atol=1e-4)
+    query = small[:5].copy()
+    scvip.tl.map_query(query, small, key="scanvi_pyro", module=LabelsByDensity, impute=False)
+    np.testing.assert_allclose(query.obsm["scanvi_pyro_probabilities"], probabilities[:5], atol=1e-4)
+
+
+def test_a_model_of_a_subclass_is_not_taken_for_another(small):
+    train_quickly(small, module=LabelsByDensity, impute=False)
+    with pytest.raises(ValueError, match="LabelsByDensity"):
+        scvip.tl.map_query(small[:5].copy(), small, key="scanvi_pyro")

@@ -140,7 +140,7 @@ def draw_reliability(ax: Axes, agreement: Agreement) -> None:
     if n_cells.sum():
         ax.scatter(probability, accuracy, s=10 + 190 * np.sqrt(n_cells / n_cells.sum()), color=_figure.MODEL, alpha=0.8)
         error = calibration_error(agreement.reliability)
-        ax.text(0.04, 0.94, f"calibration error {error:.3f}", transform=ax.transAxes)
+        ax.text(0.97, 0.04, f"calibration error {error:.3f}", transform=ax.transAxes, ha="right")
 
 
 def draw_confusion(ax: Axes, agreement: Agreement) -> None:
@@ -149,6 +149,7 @@ def draw_confusion(ax: Axes, agreement: Agreement) -> None:
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = ax.imshow(share, cmap="Greys", vmin=0, vmax=1)
     ax.figure.colorbar(image, ax=ax, label="share of the given label", shrink=0.8)
+    ax.grid(visible=False)  # which Scanpy's style draws over the numbers
     shown = range(0, len(names), -(-len(names) // 40))
     ax.set_xticks(shown, [names[i] for i in shown], rotation=90, fontsize="x-small")
     ax.set_yticks(shown, [names[i] for i in shown], fontsize="x-small")
@@ -160,13 +161,13 @@ def draw_confusion(ax: Axes, agreement: Agreement) -> None:
 
 
 def draw_novelty(ax: Axes, umap: NDArray[np.float32], novelty: NDArray[np.float32]) -> None:
-    """UMAP by novelty, the most novel cells on top."""
+    """UMAP by novelty, the most novel cells on top, on a scale of one in ten, in a hundred, in a thousand."""
     order = np.argsort(novelty)
+    rarity = -np.log10(np.maximum(1 - novelty[order], 1e-3))
     size = min(60, 120_000 / len(novelty))
-    dots = ax.scatter(
-        umap[order, 0], umap[order, 1], c=novelty[order], s=size, cmap="magma_r", vmin=0, vmax=1, linewidths=0
-    )
-    ax.figure.colorbar(dots, ax=ax, label="novelty", shrink=0.8)
+    dots = ax.scatter(umap[order, 0], umap[order, 1], c=rarity, s=size, cmap="magma_r", vmin=0, vmax=3, linewidths=0)
+    bar = ax.figure.colorbar(dots, ax=ax, label="novelty", shrink=0.8)
+    bar.set_ticks([0, 1, 2, 3], labels=["0", "0.9", "0.99", "0.999"])
     ax.set_axis_off()
 
 
