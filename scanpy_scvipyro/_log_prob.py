@@ -101,8 +101,8 @@ class Formulas(Protocol):
         """Log-probability of a zero."""
 
     @staticmethod
-    def gradients_at_zero(*parameters: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of the log-probability of a zero, one for each parameter."""
+    def at_zero_with_gradients(*parameters: Tensor) -> tuple[Tensor, ...]:
+        """Log-probability of a zero, and its gradient for each parameter."""
 
     @staticmethod
     def above_zero(nonzero: Nonzero, *parameters: Tensor) -> tuple[Tensor, ...]:
@@ -112,7 +112,7 @@ class Formulas(Protocol):
 class LogProb(torch.autograd.Function):
     """Log-probability of each count, or of all counts of a cell, by the formulas of a distribution.
 
-    Backward computes the dense terms anew, so that nothing of size (cells x genes) is kept but the parameters.
+    Gradients come with it in one pass where they are asked for: exponentials and logarithms are computed once.
     """
 
     @staticmethod
@@ -122,35 +122,43 @@ class LogProb(torch.autograd.Function):
         counts: Tensor,
         shape: torch.Size,
         is_event: bool,  # noqa: FBT001
+        needs_gradients: bool,  # noqa: FBT001  which autograd does not tell in forward
         *parameters: Tensor,
     ) -> Tensor:
         nonzero = _nonzero(counts, shape, parameters[0].dtype)
-        above_zero, *gradients = formulas.above_zero(nonzero, *parameters)
+        above_zero = formulas.above_zero(nonzero, *parameters)
+        at_zero = formulas.at_zero_with_gradients if needs_gradients else formulas.at_zero
         log_prob = parameters[0].new_empty(shape[:-1] if is_event else shape)
+        gradients: list[Tensor] = []
         for block in _blocks(shape, nonzero.position):
-            at_zero = formulas.at_zero(*(block.of(parameter, shape) for parameter in parameters))
-            entries = block.complete(at_zero, nonzero.position, above_zero)
+            terms = at_zero(*(block.of(parameter, shape) for parameter in parameters))
+            terms = terms if isinstance(terms, tuple) else (terms,)
+            entries, *of_parameters = (
+                block.complete(below, nonzero.position, above) for below, above in zip(terms, above_zero, strict=False)
+            )
             log_prob[block.rows] = entries.sum(dim=-1) if is_event else entries
-        ctx.formulas, ctx.shape, ctx.is_event, ctx.n_parameters = formulas, shape, is_event, len(parameters)
-        ctx.save_for_backward(*parameters, nonzero.position, *gradients)
+            gradients += of_parameters
+        ctx.is_event, ctx.shape, ctx.shapes = is_event, shape, [parameter.shape for parameter in parameters]
+        ctx.save_for_backward(nonzero.position, *gradients)
         return log_prob
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        n, shape = ctx.n_parameters, ctx.shape
-        parameters, position, above_zero = ctx.saved_tensors[:n], ctx.saved_tensors[n], ctx.saved_tensors[n + 1 :]
+        position, *saved = ctx.saved_tensors
         grad = grad.unsqueeze(-1) if ctx.is_event else grad
-        gradients = [torch.empty_like(p) if p.shape == shape else torch.zeros_like(p) for p in parameters]
-        for block in _blocks(shape, position):
-            at_zero = ctx.formulas.gradients_at_zero(*(block.of(parameter, shape) for parameter in parameters))
-            for gradient, *terms in zip(gradients, at_zero, above_zero, strict=True):
-                entries, out = block.complete(terms[0], position, terms[1]), block.of(gradient, shape)
+        gradients = [grad.new_empty(s) if s == ctx.shape else grad.new_zeros(s) for s in ctx.shapes]
+        n = len(gradients)
+        for i, block in enumerate(_blocks(ctx.shape, position)):
+            for gradient, entries in zip(gradients, saved[i * n : (i + 1) * n], strict=True):
+                weight, out = grad[block.rows], block.of(gradient, ctx.shape)
                 if out.shape == block.shape:
-                    torch.mul(entries, grad[block.rows], out=out)
+                    torch.mul(entries, weight, out=out)
+                elif ctx.is_event and out.ndim == 1:
+                    out += weight.flatten() @ entries.flatten(end_dim=-2)
                 else:
-                    out += entries.mul_(grad[block.rows]).sum_to_size(out.shape)
-        return None, None, None, None, *gradients
+                    out += (entries * weight).sum_to_size(out.shape)
+        return None, None, None, None, None, *gradients
 
 
 def stirling(y: Tensor) -> tuple[Tensor, Tensor]:

@@ -45,9 +45,11 @@ def _log1p_and_share(ratio: Tensor) -> tuple[Tensor, Tensor]:
 _MAX_LOGITS = 80
 
 
-def _dropout(log_zero: Tensor, dropout_logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of the zeros that come from the NB, and 1 - d."""
-    return (log_zero - dropout_logits).sigmoid_(), torch.neg(dropout_logits).sigmoid_()
+def _zero(log_zero: Tensor, dropout_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability of a zero under dropout, share of the zeros that come from the NB, and 1 - d."""
+    share, kept = (log_zero - dropout_logits).sigmoid_(), torch.neg(dropout_logits).sigmoid_()
+    larger = (share - 0.5).abs_().add_(0.5)
+    return torch.maximum(log_zero, dropout_logits).add_(torch.div(kept, larger, out=larger).log_()), share, kept
 
 
 def _log1p_or_log(deviation: Tensor, log_ratio: Tensor) -> Tensor:
@@ -95,7 +97,8 @@ class _CountDistribution(TorchDistribution):
 
     def _log_prob(self, counts: Tensor, *, is_event: bool) -> Tensor:
         shape = broadcast(self.batch_shape, counts.shape)
-        return LogProb.apply(type(self), counts, shape, is_event, *self._parameters)
+        needs_gradients = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self._parameters)
+        return LogProb.apply(type(self), counts, shape, is_event, needs_gradients, *self._parameters)
 
     def sample(self, sample_shape: _Shape = _SCALAR) -> Tensor:
         """Draw counts of shape ``sample_shape + batch_shape``."""
@@ -137,8 +140,9 @@ class Poisson(_CountDistribution):
         return log_mean.exp().neg_()
 
     @staticmethod
-    def gradients_at_zero(log_mean: Tensor) -> tuple[Tensor]:
-        return (log_mean.exp().neg_(),)
+    def at_zero_with_gradients(log_mean: Tensor) -> tuple[Tensor, Tensor]:
+        log_prob = Poisson.at_zero(log_mean)
+        return log_prob, log_prob.clone()
 
     @staticmethod
     def above_zero(nonzero: Nonzero, log_mean: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,10 +201,11 @@ class NegativeBinomial(_CountDistribution):
         return _ratio(log_mean, log_theta).log1p_() * log_theta.exp().neg_()
 
     @staticmethod
-    def gradients_at_zero(log_mean: Tensor, log_theta: Tensor) -> tuple[Tensor, Tensor]:
+    def at_zero_with_gradients(log_mean: Tensor, log_theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         s, r = _log1p_and_share(_ratio(log_mean, log_theta))
-        theta = log_theta.exp()
-        return r * -theta, (r - s) * theta
+        minus_theta = log_theta.exp().neg_()
+        log_prob, log_mean_grad = s.mul_(minus_theta), r.mul_(minus_theta)
+        return log_prob, log_mean_grad, log_prob - log_mean_grad
 
     @staticmethod
     def above_zero(nonzero: Nonzero, log_mean: Tensor, log_theta: Tensor) -> tuple[Tensor, ...]:
@@ -291,20 +296,13 @@ class ZeroInflatedNegativeBinomial(_CountDistribution):
 
     @staticmethod
     def at_zero(log_mean: Tensor, log_theta: Tensor, dropout_logits: Tensor) -> Tensor:
-        log_zero = NegativeBinomial.at_zero(log_mean, log_theta)
-        dropout_logits = dropout_logits.clamp_max(_MAX_LOGITS)
-        share, kept = _dropout(log_zero, dropout_logits)
-        larger = share.sub_(0.5).abs_().add_(0.5)
-        return torch.maximum(log_zero, dropout_logits).add_((kept / larger).log_())
+        return _zero(NegativeBinomial.at_zero(log_mean, log_theta), dropout_logits.clamp_max(_MAX_LOGITS))[0]
 
     @staticmethod
-    def gradients_at_zero(log_mean: Tensor, log_theta: Tensor, dropout_logits: Tensor) -> tuple[Tensor, ...]:
-        s, r = _log1p_and_share(_ratio(log_mean, log_theta))
-        theta = log_theta.exp()
-        share, kept = _dropout(s * -theta, dropout_logits.clamp_max(_MAX_LOGITS))
-        dropout_grad = kept - share
-        weight = share.mul_(theta)
-        return (r * weight).neg_(), (r - s) * weight, dropout_grad
+    def at_zero_with_gradients(log_mean: Tensor, log_theta: Tensor, dropout_logits: Tensor) -> tuple[Tensor, ...]:
+        log_zero, *gradients = NegativeBinomial.at_zero_with_gradients(log_mean, log_theta)
+        log_prob, share, kept = _zero(log_zero, dropout_logits.clamp_max(_MAX_LOGITS))
+        return log_prob, *(gradient.mul_(share) for gradient in gradients), kept.sub_(share)
 
     @staticmethod
     def above_zero(nonzero: Nonzero, log_mean: Tensor, log_theta: Tensor, dropout_logits: Tensor) -> tuple[Tensor, ...]:

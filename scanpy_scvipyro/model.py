@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from scanpy_scvipyro.likelihoods import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from scanpy_scvipyro.networks import Decoder, Encoder, Hidden
+from scanpy_scvipyro.normals import Normals
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -206,6 +207,7 @@ class SCVI(PyroModule):
         """
         if self.typical_depth is not None:
             counts = counts * (self.typical_depth / counts.sum(dim=1, keepdim=True).clamp_min(1))
+            return counts.log1p_()
         return torch.log1p(counts)
 
     def prior(self) -> TorchDistribution:
@@ -213,7 +215,7 @@ class SCVI(PyroModule):
         if not self.has_mixture_prior:
             loc = self.decoder.rate.weight.new_zeros(self.n_latent)
             return dist.Normal(loc, torch.ones_like(loc)).to_event(1)
-        components = dist.Normal(self.prior_loc, self.prior_log_scale.exp()).to_event(1)
+        components = Normals(dist.Normal(self.prior_loc, self.prior_log_scale.exp()), 1)
         return dist.MixtureSameFamily(dist.Categorical(logits=self.prior_logits), components)
 
     def align(self, prior: TorchDistribution, z: Tensor, batch: Tensor) -> None:
@@ -231,13 +233,14 @@ class SCVI(PyroModule):
         # Not to be changed by training, which could make distances small by components of one batch each.
         with torch.no_grad():
             log_density = components.log_prob(z[:, None]) + prior.mixture_distribution.logits
-            membership = log_density.softmax(dim=1)[..., None] * F.one_hot(batch, self.n_batches)[:, None]
-            n_cells = membership.sum(dim=0)[..., None] + 1e-6  # (n_components, n_batches, 1)
-        sums = torch.einsum("nks,nd->ksd", membership, z)
-        difference = sums / n_cells - sums.sum(dim=1, keepdim=True) / n_cells.sum(dim=1, keepdim=True)
-        distance = (difference.square() / components.variance.detach()[:, None]).mean(dim=-1)
+            membership = log_density.softmax(dim=1)
+        weighted = membership[..., None] * F.pad(z, (0, 1), value=1.0)[:, None]
+        of_batch = F.one_hot(batch, self.n_batches).to(z.dtype).T @ weighted.flatten(1)
+        sums = of_batch.unflatten(1, weighted.shape[1:])  # (n_batches, n_components, n_latent + 1)
+        mean, n_cells = _mean(sums), sums[..., -1].detach()
+        distance = ((mean - _mean(sums.sum(dim=0))).square() / components.variance.detach()).mean(dim=-1)
         # The mean of a cell or two is these cells: pulling them to that of the component would make it narrower.
-        return torch.einsum("nks,ks->n", membership, distance * (n_cells[..., 0] > 2))
+        return (membership * (distance * (n_cells > 2))[batch]).sum(dim=1)
 
     def library_prior(self, batch: Tensor) -> TorchDistribution:
         """p(library size | batch)."""
@@ -270,3 +273,8 @@ class SCVI(PyroModule):
             parts.append(F.one_hot(cells.batch, self.n_batches))
         parts += [F.one_hot(codes, n) for codes, n in zip(cells.categorical.T, self.n_categories, strict=True) if n > 1]
         return torch.cat(parts, dim=-1).to(cells.library_size.dtype)
+
+
+def _mean(sums: Tensor) -> Tensor:
+    """Mean from the weighted sum of values and, last, of weights."""
+    return sums[..., :-1] / (sums[..., -1:] + 1e-6)
