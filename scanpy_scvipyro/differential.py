@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 MIN_ERROR = 1e-12  # squared
+MIN_PROBABILITY = 1e-12  # keeps the logarithms of odds finite
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,9 @@ class Differences(NamedTuple):
     proba_de: Array
     bayes_factor: Array
     delta: float | None
+    p_value: Array | None = None
+    """With samples as replicates, and adjusted for the number of genes; else ``1 - proba_de`` stands in its place."""
+    adjusted: Array | None = None
 
 
 @torch.inference_mode()
@@ -158,12 +162,21 @@ def change(ours: Expression, theirs: Expression, how: Comparison) -> Differences
     log_fold_change = ours.mean - theirs.mean
     error = np.sqrt(np.maximum(ours.squared_error + theirs.squared_error, MIN_ERROR))
     delta = chosen_delta(log_fold_change, how.random_state) if how.delta is None else how.delta
+    proba_de = probability_of_change(log_fold_change, error, delta)
+    return Differences(log_fold_change, log_fold_change / error, proba_de, log_odds(proba_de), delta)
+
+
+def probability_of_change(log_fold_change: Array, error: Array, delta: float) -> Array:
+    """Posterior probability of an effect above delta, or of one below -delta, whichever is larger, (n_genes,)."""
     weight, mean, scale = effect_posterior(log_fold_change, error)
     up = (weight * norm.cdf((mean - delta) / scale)).sum(axis=1)
     down = (weight * norm.cdf((-mean - delta) / scale)).sum(axis=1)
-    proba_de = np.clip(np.maximum(up, down), 1e-12, 1 - 1e-12)  # keeps the logarithms finite
-    bayes_factor = np.log(proba_de) - np.log1p(-proba_de)
-    return Differences(log_fold_change, log_fold_change / error, proba_de, bayes_factor, delta)
+    return np.clip(np.maximum(up, down), MIN_PROBABILITY, 1 - MIN_PROBABILITY)
+
+
+def log_odds(probability: Array) -> Array:
+    """Natural logarithm of the odds."""
+    return np.asarray(np.log(probability) - np.log1p(-probability))
 
 
 def effect_posterior(estimate: Array, error: Array) -> tuple[Array, Array, Array]:
@@ -220,7 +233,7 @@ def probability_higher(
 
 def vanilla(ours: Expression, theirs: Expression, probability: Array) -> Differences:
     """Compare two groups by the probability that a cell of the first has the higher frequency."""
-    bayes_factor = np.log(probability) - np.log1p(-probability)
+    bayes_factor = log_odds(probability)
     proba_de = np.maximum(probability, 1 - probability)
     return Differences(ours.mean - theirs.mean, bayes_factor, proba_de, bayes_factor, None)
 

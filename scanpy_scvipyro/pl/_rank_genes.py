@@ -90,9 +90,13 @@ def rank_genes(
     for panel, name in zip(axes, names, strict=True):
         fields = ("names", "scores", "logfoldchanges", "pvals_adj", y)
         _draw(panel, pd.DataFrame({field: ranked[field][name] for field in fields}), y, n_genes)
-        reference = ranked["params"]["reference"]
-        panel.set_title(f"{name} against {'all others' if reference == 'rest' else reference}")
+        panel.set_title(_title(name, ranked["params"]))
     return _figure.finish("rank_genes", axes, show=show, save=save, return_fig=return_fig)
+
+
+def _title(name: str, params: dict[str, Any]) -> str:
+    reference = "all others" if params["reference"] == "rest" else params["reference"]
+    return f"{params['group']} against {reference} in {name}" if "within" in params else f"{name} against {reference}"
 
 
 def _ranked(adata: AnnData, key: str) -> dict[str, Any]:
