@@ -39,6 +39,7 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "kl_weight": (0, 100, False),
     "n_epochs_kl_warmup": (0, math.inf, True),
     "early_stopping_patience": (1, math.inf, True),
+    "num_nodes": (1, math.inf, True),
     "random_state": (0, 2**32 - 1, True),
     "n_samples": (1, math.inf, True),
     "n_genes": (1, math.inf, True),

@@ -40,20 +40,21 @@ class Run(Checkpoint):
     """
 
     def __init__(self, path: Path, identity: Mapping[str, str]) -> None:
-        self.io = SafetensorsIO(identity)
+        self.io = SafetensorsIO(path, identity)
         self.path, self.written, self.has_warned = path, time.monotonic(), False
         self.random_state: dict[str, Any] | None = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         is_last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        if time.monotonic() - self.written < SECONDS_BETWEEN or is_last:
+        is_due = time.monotonic() - self.written >= SECONDS_BETWEEN and not is_last
+        if not trainer.strategy.reduce_boolean_decision(is_due, all=False):  # all processes take part, one writes
             return
-        try:
-            trainer.save_checkpoint(self.path)
-        except OSError as error:
+        self.io.error = None
+        trainer.save_checkpoint(self.path)
+        if self.io.error is not None:
             msg = (
-                f"checkpoint={str(self.path)!r} could not be written after epoch {trainer.current_epoch + 1}: {error}; "
-                "training goes on, and what was written before is kept."
+                f"checkpoint={str(self.path)!r} could not be written after epoch {trainer.current_epoch + 1}: "
+                f"{self.io.error}; training goes on, and what was written before is kept."
             )
             if not self.has_warned:
                 warnings.warn(msg, RuntimeWarning, stacklevel=1)
@@ -82,15 +83,25 @@ class Run(Checkpoint):
 
 
 class SafetensorsIO(CheckpointIO):
-    """Checkpoints of Lightning as safetensors, where Lightning itself would pickle them."""
+    """Checkpoints of Lightning as safetensors, where Lightning itself would pickle them.
 
-    def __init__(self, identity: Mapping[str, str]) -> None:
-        self.identity = dict(identity)
+    That the file of a run cannot be written is kept as ``error``: raised in one of several processes, it would leave
+    the others waiting.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, str]) -> None:
+        self.path, self.identity = path, dict(identity)
+        self.error: OSError | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         tensors: dict[str, torch.Tensor] = {}
         header = {"format_version": FORMAT_VERSION, "identity": self.identity, "state": _to_json(checkpoint, tensors)}
-        _files.replace(Path(path), save(tensors, metadata={ENTRY: json.dumps(header)}))
+        try:
+            _files.replace(Path(path), save(tensors, metadata={ENTRY: json.dumps(header)}))
+        except OSError as error:
+            if Path(path) != self.path:
+                raise
+            self.error = error
 
     def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> dict[str, Any]:
         header, tensors = _read(Path(path))

@@ -232,21 +232,35 @@ def load(adata: AnnData, spec: DataSpec, genes: NDArray[np.bool_] | NDArray[np.i
 class Minibatches(IterableDataset[Cells]):
     """Minibatches of some of the cells, shuffled anew in each pass where a generator is given.
 
-    Sizes are as equal as they can be, and at least two: batch normalization cannot learn from one cell.
+    Sizes are as equal as they can be, and at least two: batch normalization cannot learn from one cell. Of ``n_ranks``
+    processes with equal generators, each has its own part of the cells in each pass, and as many minibatches.
     """
 
-    def __init__(self, data: CellData, rows: Tensor, batch_size: int, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        data: CellData,
+        rows: Tensor,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+        *,
+        rank: int = 0,
+        n_ranks: int = 1,
+    ) -> None:
         self.data, self.rows, self.generator = data, rows, generator
-        self.n_minibatches = max(1, min(-(-len(rows) // batch_size), len(rows) // 2))
+        self.rank, self.n_ranks = rank, n_ranks
+        self.n_minibatches = max(1, min(-(-len(rows) // (batch_size * n_ranks)), len(rows) // (2 * n_ranks)))
 
     def __len__(self) -> int:
         return self.n_minibatches
 
     def __iter__(self) -> Iterator[Cells]:
+        n_parts = self.n_minibatches * self.n_ranks
         if self.generator is None:
-            return self.data.minibatches(self.rows.tensor_split(self.n_minibatches))
-        parts = self.data.counts.shuffled(self.rows, self.n_minibatches, self.generator)
-        return self.data.minibatches(parts)
+            parts = self.rows.tensor_split(n_parts)
+        else:
+            parts = self.data.counts.shuffled(self.rows, n_parts, self.generator)
+        # A few cells to evaluate may leave none for one process.
+        return self.data.minibatches([part for part in parts[self.rank :: self.n_ranks] if len(part)])
 
 
 def n_training_cells(n_cells: int, train_size: float) -> int:
@@ -288,7 +302,9 @@ class CellDataModule(LightningDataModule):
     def _loader(self, rows: Tensor, batch_size: int, generator: torch.Generator | None = None) -> DataLoader[Cells]:
         # Of its own generator it draws a number in each pass, else of the global one: a run that goes on would differ.
         own = torch.Generator()
-        return DataLoader(Minibatches(self.data, rows, batch_size, generator), batch_size=None, generator=own)
+        rank, n_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        minibatches = Minibatches(self.data, rows, batch_size, generator, rank=rank, n_ranks=n_ranks)
+        return DataLoader(minibatches, batch_size=None, generator=own)
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state()}

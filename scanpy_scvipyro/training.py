@@ -16,11 +16,13 @@ import pandas as pd
 import pyro
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from pyro.infer import TraceMeanField_ELBO
 from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar
 
 from scanpy_scvipyro import _progress
 from scanpy_scvipyro.data import CellDataModule, n_training_cells
+from scanpy_scvipyro.devices import ended_together, learning_rate_factor, seed_of_process, share_statistics
 from scanpy_scvipyro.model import SCVI
 from scanpy_scvipyro.posterior import elbo_terms
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from pytorch_lightning.loggers import Logger
+    from pytorch_lightning.strategies import Strategy
     from torch import Tensor
 
     from scanpy_scvipyro.checkpoint import Run
@@ -50,6 +53,7 @@ class Recipe:
     early_stopping_patience: int
     keep_best_on_interrupt: bool
     random_state: int
+    n_devices: int = 1
 
 
 def recipe(
@@ -60,6 +64,7 @@ def recipe(
     train_size: float,
     early_stopping: bool,
     keep_best_on_interrupt: bool,
+    n_devices: int = 1,
     **settings: Any,
 ) -> Recipe:
     """Work out the defaults that depend on the number of cells, and refuse settings that contradict each other."""
@@ -68,6 +73,11 @@ def recipe(
         raise ValueError(msg)
     if keep_best_on_interrupt and not early_stopping:
         raise ValueError("keep_best_on_interrupt=True needs early_stopping=True, which keeps the best weights.")
+    if keep_best_on_interrupt and n_devices > 1:  # Lightning kills the other processes, then this one
+        raise ValueError("keep_best_on_interrupt=True needs devices=1; with several, pass checkpoint= instead.")
+    if n_training_cells(n_cells, train_size) < 2 * n_devices:
+        msg = f"each of {n_devices} devices needs two cells to train on, and train_size={train_size:g} of {n_cells} "
+        raise ValueError(f"{msg}are fewer; pass devices=1.")
     max_epochs = int(max_epochs or default_max_epochs(n_cells))  # Lightning takes no numpy integers
     return Recipe(
         max_epochs=max_epochs,
@@ -75,6 +85,7 @@ def recipe(
         train_size=train_size,
         early_stopping=early_stopping,
         keep_best_on_interrupt=keep_best_on_interrupt,
+        n_devices=n_devices,
         **settings,
     )
 
@@ -128,6 +139,8 @@ class TrainingPlan(pl.LightningModule):
         return self.recipe.kl_weight * (min(1.0, (self.global_step + 1) / n_steps) if n_steps else 1.0)
 
     def on_train_epoch_start(self) -> None:
+        if self.global_rank:  # else all processes would draw the same noise
+            pyro.set_rng_seed(seed_of_process(self.recipe.random_state, self.current_epoch, self.global_rank))
         self.train_loss = torch.zeros((), device=self.device)
 
     def training_step(self, cells: Cells, _: int) -> Tensor:
@@ -137,7 +150,8 @@ class TrainingPlan(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         # Once per epoch, since reading a value waits for the device. The last step shows in the evaluation only.
-        if not all(map(math.isfinite, (self.train_loss.item(), self.history[-1]["train_elbo"]))):
+        train_loss = self.trainer.strategy.reduce(self.train_loss, reduce_op="sum")
+        if not all(map(math.isfinite, (train_loss.item(), self.history[-1]["train_elbo"]))):
             msg = (
                 f"training diverged in epoch {self.current_epoch + 1} of {self.recipe.max_epochs}: the ELBO is "
                 f"not finite any more. Try a lower learning_rate (it was {self.recipe.learning_rate:g}), "
@@ -146,17 +160,22 @@ class TrainingPlan(pl.LightningModule):
             raise RuntimeError(msg)
 
     def on_validation_epoch_start(self) -> None:
-        self.evaluated: dict[int, list[Tensor]] = {}
+        if self.recipe.n_devices > 1:
+            share_statistics(self.module, self.trainer.strategy)
+        # Of training and of validation cells: sums of reconstruction and KL divergence, and the number of cells.
+        self.evaluated = torch.zeros(2, 3, dtype=torch.float64, device=self.device)
 
     def validation_step(self, cells: Cells, _: int, dataloader_idx: int = 0) -> None:
-        self.evaluated.setdefault(dataloader_idx, []).append(torch.stack(elbo_terms(self.module, cells)))
+        sums = torch.stack(elbo_terms(self.module, cells)).double().sum(dim=1)
+        self.evaluated[dataloader_idx] += F.pad(sums, (0, 1), value=len(cells.batch))
 
     def on_validation_epoch_end(self) -> None:
+        evaluated = self.trainer.strategy.reduce(self.evaluated, reduce_op="sum")
         row: dict[str, float] = {}
-        for i, terms in self.evaluated.items():
-            reconstruction, kl = torch.cat(terms, dim=1).double().mean(dim=1).tolist()
-            name = ("train", "validation")[i]
-            row |= {f"{name}_elbo": reconstruction - kl, f"{name}_reconstruction": reconstruction, f"{name}_kl": kl}
+        for name, (reconstruction, kl, n_cells) in zip(("train", "validation"), evaluated.tolist(), strict=True):
+            if n_cells:
+                terms = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+                row |= {f"{name}_{term}": value / n_cells for term, value in terms.items()}
         self.log_dict(row)
         row |= {"kl_weight": self.kl_weight, "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"]}
         self.history.append(row)
@@ -168,10 +187,12 @@ class TrainingPlan(pl.LightningModule):
         self.history = checkpoint["history"]
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(self.module.parameters(), lr=self.recipe.learning_rate, fused=True)
+        # The gradient of several minibatches has less noise, and there are fewer steps (docs/scaling.md).
+        learning_rate = self.recipe.learning_rate * learning_rate_factor(self.recipe.n_devices)
+        optimizer = torch.optim.Adam(self.module.parameters(), lr=learning_rate, fused=True)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
-            max_lr=self.recipe.learning_rate,
+            max_lr=learning_rate,
             total_steps=int(self.trainer.estimated_stepping_batches),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -201,7 +222,7 @@ class EpochProgress(Callback):
     """One bar for the whole training, in terminals and notebooks: epoch, ELBO, and time left."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.bar = _progress.bar(trainer.max_epochs, "Training", "epoch")
+        self.bar = _progress.bar(trainer.max_epochs, "Training", "epoch", show=trainer.is_global_zero)
         self.bar.update(trainer.current_epoch)  # of a run that goes on
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: TrainingPlan) -> None:  # type: ignore[override]
@@ -226,6 +247,8 @@ def fit(
     logger: Sequence[Logger] | bool,
     callbacks: Sequence[Callback],
     checkpoint: Run | None = None,
+    num_nodes: int = 1,
+    strategy: str | Strategy = "auto",
 ) -> pd.DataFrame:
     """Train in place; the history has one row per epoch, indexed from 1."""
     plan = TrainingPlan(module, recipe)
@@ -249,6 +272,8 @@ def fit(
             max_epochs=recipe.max_epochs,
             accelerator=accelerator,
             devices=devices,
+            num_nodes=num_nodes,
+            strategy=strategy,
             precision=precision,
             logger=logger,
             callbacks=callbacks,
@@ -257,9 +282,10 @@ def fit(
             enable_progress_bar=has_own_bar,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # processes share cells on their own
         )
         try:
-            with _interruptible():
+            with _interruptible(), ended_together(recipe.n_devices):
                 goes_on_from = checkpoint.path if checkpoint is not None and checkpoint.path.exists() else None
                 trainer.fit(plan, datamodule=cells, ckpt_path=goes_on_from)
         except KeyboardInterrupt:
@@ -268,6 +294,8 @@ def fit(
     if best.weights:
         plan.load_state_dict(best.weights)
     module.to("cpu", torch.float32).eval()  # whatever the precision, results are float32
+    if recipe.n_devices > 1:  # from here on, all processes draw the same noise
+        pyro.set_rng_seed(int(recipe.random_state))
     history = pd.DataFrame(plan.history)
     history.index = pd.RangeIndex(1, len(history) + 1, name="epoch")
     return history

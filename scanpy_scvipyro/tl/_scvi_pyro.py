@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pytorch_lightning.callbacks import Callback
     from pytorch_lightning.loggers import Logger
+    from pytorch_lightning.strategies import Strategy
 
     from scanpy_scvipyro.model import SCVI, Dispersion, EncoderInput, GeneLikelihood
     from scanpy_scvipyro.networks import Activation, Normalization
@@ -62,6 +63,8 @@ def scvi_pyro(
     keep_best_on_interrupt: bool = False,
     accelerator: str = "auto",
     devices: int | str | list[int] = 1,
+    num_nodes: int = 1,
+    strategy: str | Strategy = "auto",
     precision: str | int = "32-true",
     logger: Logger | Iterable[Logger] | bool | None = False,
     callbacks: Callback | Iterable[Callback] | None = (),
@@ -166,11 +169,17 @@ def scvi_pyro(
         See ``early_stopping``.
     keep_best_on_interrupt
         With ``early_stopping``: on Ctrl-C, finish with the best weights so far instead of raising KeyboardInterrupt.
-    accelerator, devices, precision, logger, callbacks
+    accelerator, precision, logger, callbacks
         Handed to :class:`pytorch_lightning.Trainer`, but ``accelerator="auto"`` is CUDA or else the CPU. Precisions are
         ``"32-true"``, ``"64-true"``, ``"bf16-mixed"`` and ``"16-mixed"`` (on the CPU the same as ``"bf16-mixed"``);
         results are float32 with any. One logger or callback, or several. Files (logs, checkpoints) are only written if
         you pass a logger or a :class:`~pytorch_lightning.callbacks.ModelCheckpoint`.
+    devices, num_nodes, strategy
+        Number of devices of each machine to train on, or a list of GPUs; number of machines; and ``"auto"``, ``"ddp"``,
+        ``"ddp_find_unused_parameters_true"`` (for a ``module`` of yours with parameters that not every step uses) or a
+        strategy of Lightning. On several devices, a script runs once for each: started by ``torchrun`` or SLURM, or,
+        on one machine, by Lightning. ``batch_size`` is then that of each device, and the learning rate is higher.
+        ``adata`` gets codes and model in all processes, the imputed counts in the first. See :doc:`/scaling`.
     checkpoint
         File for the state of training, written at ends of epochs, at most once a minute. After a crash, Ctrl-C or a
         timeout, the same call goes on from there, to the same bits as without the interruption. It is removed once the

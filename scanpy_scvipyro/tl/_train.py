@@ -51,7 +51,18 @@ def train(
     from pytorch_lightning.callbacks import Callback
     from pytorch_lightning.loggers import Logger
 
-    from scanpy_scvipyro import absent, checkpoint, data, hardware, labels, outcome, posterior, storage, training
+    from scanpy_scvipyro import (
+        absent,
+        checkpoint,
+        data,
+        devices,
+        hardware,
+        labels,
+        outcome,
+        posterior,
+        storage,
+        training,
+    )
     from scanpy_scvipyro.model import SCVI, reads_labels
     from scanpy_scvipyro.scanvi import SCANVI
     from scanpy_scvipyro.tl._write import write_results
@@ -60,6 +71,10 @@ def train(
     arguments = arguments | {name: _validate.keys_as_list(arguments[name], name) for name in keys}
     arguments["precision"] = hardware.precision_name(arguments["precision"])
     arguments["accelerator"] = hardware.accelerator_name(arguments["accelerator"], arguments["devices"])
+    arguments["devices"], arguments["n_devices"] = devices.checked(**taken_by(devices.checked, arguments))
+    arguments["strategy"] = devices.lightnings_strategy(arguments["strategy"], arguments["n_devices"])
+    is_first = devices.is_first(arguments["n_devices"])
+    inform, warn = (logg.info, logg.warning) if is_first else (logg.debug, logg.debug)
     arguments["callbacks"] = _validate.instances(arguments["callbacks"], Callback, "callbacks")
     if not isinstance(arguments["logger"], bool):
         arguments["logger"] = _validate.instances(arguments["logger"], Logger, "logger")
@@ -85,7 +100,7 @@ def train(
         unseen = training.unseen(cell_data, recipe)
         held_out = given.hold_out(unseen, recipe.random_state)
         if unlearnt := given.unlearnt(unseen):
-            logg.warning(
+            warn(
                 f"no cell of {', '.join(map(repr, unlearnt))} is among those trained on, so they are not learnt; "
                 "label more cells, or pass train_size=1."
             )
@@ -96,10 +111,10 @@ def train(
     elif labels_key is not None:
         label_codes = _names.categories(adata.obs[labels_key], f"labels_key={labels_key!r}").codes
     if confounded := _confounding.warning(cell_data, spec, None if labels_key is None else label_codes):
-        logg.warning(confounded)
+        warn(confounded)
 
     name = "scVI" if given is None else "scANVI"
-    begin = logg.info(f"training {name} on {adata.n_obs} cells and {len(spec.genes)} genes")
+    begin = inform(f"training {name} on {adata.n_obs} cells and {len(spec.genes)} genes")
     with training.isolated_random_state(recipe.random_state):
         model = training.untrained(module, training_data, spec.n_batches, model_options, batch_offset or 0.0)
         if given is not None:
@@ -125,17 +140,17 @@ def train(
         if given is not None:
             stored["labels"] = labels.learn(model, cell_data, given, held_out)
         adata = adata.copy() if arguments["copy"] else adata
-        added = write_results(
-            adata, model, cell_data, genes, stored, impute=arguments["impute"], key_added=arguments["key_added"]
-        )
+        # In each process, so that the next call finds the model in all; of the largest result, one is enough.
+        impute = arguments["impute"] and is_first
+        added = write_results(adata, model, cell_data, genes, stored, impute=impute, key_added=arguments["key_added"])
         findings = outcome.findings(model, cell_data, stored)
     if spec.batches is not None:
         of_kinds = None if labels_key is None else label_codes
         latent = adata.obsm[f"X_{arguments['key_added']}"]
         findings += outcome.alone(latent, cell_data.batch.numpy(), of_kinds, spec.batches)
     for finding in findings:
-        logg.warning(f"{finding.title}. {finding.found} See pl.report(adata, key={arguments['key_added']!r}).")
-    if run is not None:
+        warn(f"{finding.title}. {finding.found} See pl.report(adata, key={arguments['key_added']!r}).")
+    if run is not None and is_first:
         run.path.unlink(missing_ok=True)
-    logg.info("    finished", time=begin, deep=added)
+    inform("    finished", time=begin, deep=added)
     return adata if arguments["copy"] else None
