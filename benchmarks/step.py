@@ -13,12 +13,12 @@ import pandas as pd
 import pyro
 import torch
 import typer
-from pyro.infer import TraceMeanField_ELBO
 from pytorch_lightning import Callback
 from torch.nn.functional import linear
 
 import scanpy_scvipyro as scvip
 from scanpy_scvipyro import data, training
+from scanpy_scvipyro.elbo import MeanFieldELBO
 
 
 def main(
@@ -56,7 +56,7 @@ def parts(model: scvip.model.SCVI, cell_data: data.CellData, chosen: torch.Tenso
     parameters = [parameter.detach().requires_grad_() for parameter in given._parameters]
     observed = type(given)(*parameters).to_event(1)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, fused=True)
-    elbo = TraceMeanField_ELBO()(model.model, model.guide)
+    elbo = MeanFieldELBO()(model.model, model.guide)
     buffers = [torch.ones_like(counts) for _ in range(64)]
 
     def matrix_products() -> None:

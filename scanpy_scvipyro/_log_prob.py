@@ -9,6 +9,7 @@ non-zero entries.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -180,6 +181,12 @@ def stirling(y: Tensor) -> tuple[Tensor, Tensor]:
 _DELTA_OF_COUNT = F.pad(stirling(torch.arange(1, 4096, dtype=torch.float64))[0], (1, 0))
 
 
+@functools.cache  # a copy in each step would hold up a GPU
+def _delta_of_count(device: torch.device, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(mode=False):
+        return _DELTA_OF_COUNT.to(device, dtype)
+
+
 def delta_of_count(x: Tensor) -> Tensor:
-    table = _DELTA_OF_COUNT.to(x.device, x.dtype)
+    table = _delta_of_count(x.device, x.dtype)
     return table.index_select(0, x.clamp_max(len(table) - 1).to(torch.int32))

@@ -30,6 +30,8 @@ class CSR:
     values: Tensor
     """(n_counts,), float32."""
     n_genes: int
+    host_indptr: Tensor | None = None
+    """The same as ``indptr`` where that is on a GPU, for which the host would wait to learn how many counts there are."""
 
     @classmethod
     def of(cls, matrix: sparse.csr_array) -> CSR:
@@ -53,7 +55,8 @@ class CSR:
         return self.indptr.nbytes + self.indices.nbytes + self.values.nbytes
 
     def to(self, device: torch.device) -> CSR:
-        return CSR(self.indptr.to(device), self.indices.to(device), self.values.to(device), self.n_genes)
+        moved = (part.to(device) for part in (self.indptr, self.indices, self.values))
+        return CSR(*moved, self.n_genes, self.indptr)
 
     def coo(self, rows: Tensor) -> Tensor:
         """Take the given cells as a coalesced sparse COO tensor, (n_rows, n_genes)."""
@@ -75,9 +78,13 @@ class CSR:
 
     def _positions(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """For each count of the given cells, its row among them, and where it stands."""
+        n_in_all = None
+        if self.host_indptr is not None:
+            n_in_all = int((self.host_indptr[rows + 1] - self.host_indptr[rows]).sum())
+            rows = sent(rows, self.indptr.device)
         start = self.indptr[rows]
         n_values = self.indptr[rows + 1] - start
-        row = torch.repeat_interleave(n_values)
+        row = torch.repeat_interleave(n_values, output_size=n_in_all)
         shift = start - n_values.cumsum(0) + n_values
         return row, torch.arange(len(row), device=row.device).add_(shift[row])
 
@@ -87,7 +94,7 @@ class CSR:
 
     def minibatches(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
         """Take one minibatch after the other, as :meth:`coo` gives them."""
-        return (self.coo(rows.to(self.indptr.device)) for rows in parts)
+        return (self.coo(rows) for rows in parts)
 
     def blocks(self) -> Iterator[tuple[slice, CSR]]:
         """All cells, in order, a part of them at a time, as views."""
@@ -99,6 +106,13 @@ class CSR:
                 self.indptr[start : stop + 1] - first, self.indices[first:last], self.values[first:last], self.n_genes
             )
             yield slice(start, stop), part
+
+
+def sent(rows: Tensor, device: torch.device) -> Tensor:
+    """Send rows to a device; the host need not wait until they are read from pinned memory."""
+    if device.type == "cuda" and rows.device.type == "cpu":
+        return rows.pin_memory().to(device, non_blocking=True)
+    return rows.to(device)
 
 
 class Totals(NamedTuple):

@@ -116,7 +116,7 @@ class CellData:
         """One minibatch after the other, each of the cells of a part."""
         covariates = (self.library_size, self.batch, self.label, self.categorical, self.continuous)
         for rows, counts in zip(parts, self.counts.minibatches(parts), strict=True):
-            here = rows.to(self.batch.device)
+            here = csr.sent(rows, self.batch.device)
             yield Cells(counts, *(covariate[here] for covariate in covariates))
 
     def chunks(self, rows: Tensor | None = None, n_draws: int = 1) -> Iterator[tuple[slice, Cells]]:

@@ -17,12 +17,12 @@ import pyro
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from pyro.infer import TraceMeanField_ELBO
 from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar
 
 from scanpy_scvipyro import _progress
 from scanpy_scvipyro.data import CellDataModule, n_training_cells
 from scanpy_scvipyro.devices import ended_together, learning_rate_factor, seed_of_process, share_statistics
+from scanpy_scvipyro.elbo import MeanFieldELBO
 from scanpy_scvipyro.model import SCVI
 from scanpy_scvipyro.posterior import elbo_terms
 
@@ -130,7 +130,7 @@ class TrainingPlan(pl.LightningModule):
     def __init__(self, module: SCVI, recipe: Recipe) -> None:
         super().__init__()
         self.module, self.recipe = module, recipe
-        self.loss = TraceMeanField_ELBO()(module.model, module.guide)
+        self.loss = MeanFieldELBO()(module.model, module.guide)
         self.history: list[dict[str, float]] = []
 
     @property
