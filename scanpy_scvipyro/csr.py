@@ -31,7 +31,7 @@ class CSR:
     """(n_counts,), float32."""
     n_genes: int
     host_indptr: Tensor | None = None
-    """The same as ``indptr`` where that is on a GPU, for which the host would wait to learn how many counts there are."""
+    """``indptr`` on the host where the counts were sent from: on a GPU, sizes would have to be waited for."""
 
     @classmethod
     def of(cls, matrix: sparse.csr_array) -> CSR:
@@ -55,8 +55,8 @@ class CSR:
         return self.indptr.nbytes + self.indices.nbytes + self.values.nbytes
 
     def to(self, device: torch.device) -> CSR:
-        moved = (part.to(device) for part in (self.indptr, self.indices, self.values))
-        return CSR(*moved, self.n_genes, self.indptr)
+        indptr, indices, values = (part.to(device) for part in (self.indptr, self.indices, self.values))
+        return CSR(indptr, indices, values, self.n_genes, host_indptr=self.indptr)
 
     def coo(self, rows: Tensor) -> Tensor:
         """Take the given cells as a coalesced sparse COO tensor, (n_rows, n_genes)."""

@@ -255,9 +255,8 @@ class Minibatches(IterableDataset[Cells]):
 
     def __iter__(self) -> Iterator[Cells]:
         n_parts = self.n_minibatches * self.n_ranks
-        if self.generator is None:
-            parts = self.rows.tensor_split(n_parts)
-        else:
+        parts: Sequence[Tensor] = self.rows.tensor_split(n_parts)
+        if self.generator is not None:
             parts = self.data.counts.shuffled(self.rows, n_parts, self.generator)
         # A few cells to evaluate may leave none for one process.
         return self.data.minibatches([part for part in parts[self.rank :: self.n_ranks] if len(part)])
