@@ -6,7 +6,9 @@ import itertools
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated
+from unittest import mock
 
 import _common
 import _scores
@@ -14,11 +16,13 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scanpy as sc
+import torch
 import typer
 from sklearn.metrics import f1_score
 from sklearn.neighbors import KNeighborsClassifier
 
 import scanpy_scvipyro as scvip
+from scanpy_scvipyro import missing, posterior
 
 METHODS = ("scanpy_scvipyro", "symphony", "all together", "scvi-tools")
 TRAINED: dict[tuple[int, int], tuple[np.ndarray, float]] = {}
@@ -84,13 +88,78 @@ def table(
 ) -> None:
     """Print medians over seeds of what is in the store."""
     keys = ["data", "left out", "method"]
-    rows = pd.DataFrame(_common.stored_rows(store / "transfer.jsonl"))
+    runs = pd.DataFrame(_common.stored_rows(store / "transfer.jsonl"))
     if scib := _common.stored_rows(store / "scib.jsonl"):
-        rows = rows.merge(pd.DataFrame(scib), how="left", on=[*keys, "seed"])
-    groups = rows.groupby(keys, sort=False)
+        runs = runs.merge(pd.DataFrame(scib), how="left", on=[*keys, "seed"])
+    groups = runs.groupby(keys, sort=False)
     medians = groups.median(numeric_only=True).drop(columns="seed")
     medians.insert(0, "seeds", groups.size())
     _common.report(medians.reset_index(), "mapping", output, decimals=3)
+    if rows := _common.stored_rows(store / "missing.jsonl"):
+        groups = pd.DataFrame(rows).groupby(["data", "left out", "share", "fill"], sort=False)
+        means = groups[["macro-F1", "distance"]].mean().reset_index()
+        _common.report(means, "mapping_missing", output, decimals=3)
+
+
+@app.command("missing")
+def missing_genes(
+    sets: Sets = "mixtures,plates,pbmc",
+    left: Annotated[str, typer.Option(help="Batches left out and mapped.")] = "dropseq_3cl,10x_5p_1k",
+    seeds: Seeds = "0",
+    draws: Annotated[int, typer.Option(help="Random choices of the genes that are missing.")] = 3,
+    store: Store = STORE,
+) -> None:
+    """Compare what the encoder may get for genes that a query lacks: 5, 20 and 50 % of them, at random.
+
+    "zeros", as scvi-tools has them; "mean frequency" of the reference; "one round" and "two rounds" of decoding and
+    encoding again, from zeros. Two rounds are missing_genes="impute". Macro-F1 as in "train", and the mean distance of
+    codes from those with all genes.
+    """
+    _common.quiet()
+    keys = ("data", "left out", "seed", "share", "draw", "fill")
+    done = {tuple(row[key] for key in keys) for row in _common.stored_rows(store / "missing.jsonl")}
+    for seed, name in itertools.product(map(int, seeds.split(",")), sets.split(",")):
+        adata = load(name)
+        labels = adata.obs["cell_type"].to_numpy().astype(str)
+        for left_out in [batch for batch in left.split(",") if (adata.obs["batch"] == batch).any()]:
+            is_query = (adata.obs["batch"] == left_out).to_numpy()
+            reference, query = adata[~is_query].copy(), adata[is_query].copy()
+            scvip.tl.scvi_pyro(reference, batch_key="batch", impute=False, progress_bar=False, random_state=seed)
+            complete = filled_by("zeros", query, reference, np.ones(adata.n_vars, dtype=bool))
+            for share, draw in itertools.product((0.05, 0.2, 0.5), range(draws)):
+                measured = np.random.default_rng(draw).random(adata.n_vars) >= share
+                for fill in FILLS:
+                    row = dict(zip(keys, (name, left_out, seed, share, draw, fill), strict=True))
+                    if tuple(row.values()) in done:
+                        continue
+                    codes = filled_by(fill, query, reference, measured)
+                    row |= label_transfer(together(codes, reference.obsm["X_scvi_pyro"], is_query), is_query, labels)
+                    distance = float(np.linalg.norm(codes - complete, axis=1).mean())
+                    _common.store_row(store / "missing.jsonl", row | {"distance": distance})
+
+
+def filled_by(fill: str, query: ad.AnnData, reference: ad.AnnData, measured: np.ndarray) -> np.ndarray:
+    """Codes of a query of which the encoder sees this for genes that were not measured."""
+    if fill == "zeros":
+        mapped = query.copy()
+        mapped.X = mapped.X.multiply(measured).tocsr()
+    else:
+        mapped = query[:, measured].copy()
+    frequency = (reference.X / reference.X.sum(axis=1)).mean(axis=0)
+    always_mean = {
+        "expected": lambda _, cells, *__: torch.tensor(np.ravel(frequency)).float().expand(len(cells.batch), -1)
+    }
+    expected = posterior if fill != "mean frequency" else SimpleNamespace(**vars(posterior) | always_mean)
+    with (
+        mock.patch.object(missing, "_N_ROUNDS", 1 + (fill == "two rounds")),
+        mock.patch.object(missing, "posterior", expected),
+    ):
+        scvip.tl.map_query(mapped, reference, missing_genes="impute", impute=False, progress_bar=False)
+    codes: np.ndarray = mapped.obsm["X_scvi_pyro"]
+    return codes
+
+
+FILLS = ("zeros", "mean frequency", "one round", "two rounds")
 
 
 def _run(row: dict[str, object]) -> tuple[str, ...]:

@@ -49,12 +49,24 @@ def match(
 def refusal(adata: AnnData, genes: NDArray[np.str_], missing: NDArray[np.bool_], where: str = "adata.var_names") -> str:
     """Say how many genes are missing, and what can be done."""
     advice = "pass an AnnData with all of them, in any order"
-    if not missing.all():
+    if _were_imputed(adata, genes[missing]):
+        advice = (
+            "tl.map_query(..., missing_genes='impute') has inferred them for what it has written, but all other "
+            f"functions need their counts; {advice}, or train on the genes that both have: "
+            "reference[:, reference.var_names.isin(adata.var_names)]"
+        )
+    elif not missing.all():
         advice += ", or map without them: tl.map_query(..., missing_genes='impute')"
     return (
         f"{missing.sum()} of the {len(genes)} genes of the model are not in {where}, for example "
         f"{str(genes[np.argmax(missing)])!r}; {advice}.{_elsewhere(adata, genes, int((~missing).sum()))}"
     )
+
+
+def _were_imputed(adata: AnnData, missing: NDArray[np.str_]) -> bool:
+    """Whether a model in ``adata`` was mapped without these genes."""
+    models = [model for model in adata.uns.values() if isinstance(model, dict) and "missing_genes" in model]
+    return any(set(missing) == set(map(str, model["missing_genes"])) for model in models)
 
 
 def _column(adata: AnnData, var_key: str | None) -> pd.Series:

@@ -189,6 +189,16 @@ def test_refused_genes_come_with_advice(reference, query):
         scvip.tl.map_query(query[:, 2:].copy(), reference)
 
 
+@pytest.mark.parametrize("function", ["latent", "score_cells", "impute"])
+def test_after_mapping_without_genes_other_functions_say_what_they_need(reference, query, function):
+    thinned = without(query, 0.3)
+    scvip.tl.map_query(thinned, reference, missing_genes="impute", impute=False)
+    with pytest.raises(ValueError, match="has inferred them for what it has written, but all other functions") as found:
+        getattr(scvip.tl, function)(thinned)
+    advised = eval(str(found.value).split("both have: ")[1].rstrip("."), {"reference": reference, "adata": thinned})
+    assert set(advised.var_names) == set(thinned.var_names)
+
+
 def test_no_gene_at_all_is_refused(reference, query, unchanged):
     query.var_names = [f"id{i}" for i in range(query.n_vars)]
     before = query.copy()

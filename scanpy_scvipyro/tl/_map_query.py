@@ -57,7 +57,8 @@ def map_query(
         What to do where genes of the model are not in ``adata``. ``"refuse"`` them, or ``"impute"``: the encoder gets
         what the model expects of them, found by encoding, decoding and encoding again, twice. Zeros in their place, as
         scvi-tools has them, move the codes further and cost accuracy of labels. Library sizes then count the genes that
-        were measured, on the scale of the reference. Other functions for trained models still need all genes.
+        were measured, on the scale of the reference. What this function writes is then all that can be had: other
+        functions need counts of all genes, and say so.
     var_key
         Column of ``adata.var`` with the names of the genes as the model knows them; by default ``adata.var_names``.
     ensembl_versions
