@@ -60,12 +60,17 @@ def _with_parameters(doc: str | None, other: str | None, names: list[str]) -> st
     if doc is None or other is None:  # python -OO
         return doc
     entries = []
-    for entry in re.split(r"\n(?=\S)", _parameters(inspect.cleandoc(other))):
-        heading, _, text = entry.partition("\n")
+    for heading, text in documented(other):
         if kept := [name for name in heading.split(", ") if name in names]:
             entries.append(f"{', '.join(kept)}\n{text.rstrip()}")
     section = _parameters(doc := inspect.cleandoc(doc))
     return doc.replace(section, "\n".join([section, *entries]))
+
+
+def documented(doc: str | None) -> list[tuple[str, str]]:
+    """Headings and texts in the section "Parameters" of a numpydoc docstring."""
+    entries = re.split(r"\n(?=\S)", _parameters(inspect.cleandoc(doc or "")))
+    return [(heading, text) for heading, _, text in (entry.partition("\n") for entry in entries)]
 
 
 def _parameters(doc: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scanpy_scvipyro import _names
+from scanpy_scvipyro import _machine, _names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -71,6 +71,11 @@ _MAY_BE_NONE = {
     "max_novelty",
     "key_added",
 }
+
+
+def choices(argument: str) -> tuple[str, ...]:
+    """Values of an argument that takes one of a few names; none for other arguments."""
+    return _CHOICES.get(argument, ())
 
 
 def did_you_mean(name: object, existing: Iterable[object]) -> str:
@@ -308,9 +313,7 @@ def instances(value: Any, kind: type[T], argument: str) -> list[T]:
 
 def check_memory(n_bytes: int, what: str, instead: str) -> None:
     """Refuse results that would not fit in the free memory."""
-    import psutil
-
-    free = psutil.virtual_memory().available
+    free = _machine.free_memory()
     if n_bytes > free:
         msg = f"{what} would take {n_bytes / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are free; {instead}"
         raise MemoryError(msg)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+    from scanpy_scvipyro.checks import Finding
     from scanpy_scvipyro.model import SCVI
 
 
@@ -76,6 +77,30 @@ def report(
     ...     page.read_text().count("<img ")
     10
     """
+    write_page(
+        adata,
+        path=path,
+        key=key,
+        batch_key=batch_key,
+        labels_key=labels_key,
+        max_cells=max_cells,
+        module=module,
+        random_state=random_state,
+    )
+
+
+def write_page(
+    adata: AnnData,
+    *,
+    path: Path | str,
+    key: str,
+    batch_key: str | None,
+    labels_key: str | None,
+    max_cells: int,
+    random_state: int,
+    module: type[SCVI] | None = None,
+) -> list[Finding]:
+    """Do what :func:`report` does, and return what the page warns of."""
     _validate.check_adata(adata, min_cells=20)
     _validate.check_arguments({"max_cells": max_cells, "random_state": random_state})
     path = _files.path_of(path, "path")
@@ -91,3 +116,4 @@ def report(
     content = _report_content.gather(adata, key, columns, max_cells, module, random_state)
     path.write_text(_report_page.render(content), encoding="utf-8")
     logg.info("    finished", time=start, deep=f"wrote {path}")
+    return content.findings

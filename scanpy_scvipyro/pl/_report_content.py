@@ -65,7 +65,7 @@ def gather(
     findings = [
         *outcomes,
         *absent.lacking(stored),
-        *_training_findings(stored, adata.n_obs),
+        *training_findings(stored, adata.n_obs),
         *_integration_findings(cells, columns, scores),
         *checks.batches(surprise, codes[rows], names),
         *checks.genes(simulation.real, simulation.simulated, spec.genes.tolist()),
@@ -98,7 +98,7 @@ def _batches(adata: AnnData, columns: Columns) -> tuple[list[str], NDArray[np.in
     return column.categories.tolist(), column.codes
 
 
-def _training_findings(stored: dict[str, Any], n_cells: int) -> list[Finding]:
+def training_findings(stored: dict[str, Any], n_cells: int) -> list[Finding]:
     early_stopping = bool(stored["params"].get("early_stopping", False))
     history = stored["history"]
     return checks.convergence(

@@ -1,0 +1,32 @@
+"""Results as tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anndata import AnnData
+
+
+def ranked(adata: AnnData, key: str) -> pd.DataFrame:
+    """Ranked genes of all groups, as Scanpy names them, with the probabilities beside them."""
+    import scanpy as sc
+
+    stored = adata.uns[key]
+    tables = []
+    for group in stored["names"].dtype.names:
+        table = sc.get.rank_genes_groups_df(adata, group, key=key).assign(
+            proba_de=stored["proba_de"][group], bayes_factor=stored["bayes_factor"][group]
+        )
+        table.insert(0, "group", group)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def write(table: pd.DataFrame, path: Path) -> None:
+    """Write a table in the format that the suffix names."""
+    table.to_csv(path, sep="\t" if path.suffix == ".tsv" else ",", index=False)
