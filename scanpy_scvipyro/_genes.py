@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scanpy_scvipyro import _lazy
 from scanpy_scvipyro._validate import did_you_mean
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _were_imputed(adata: AnnData, missing: NDArray[np.str_]) -> bool:
 
 
 def _column(adata: AnnData, var_key: str | None) -> pd.Series:
-    return pd.Series(adata.var_names if var_key is None else adata.var[var_key].to_numpy())
+    return pd.Series(adata.var_names if var_key is None else _lazy.column(adata.var, var_key).to_numpy())
 
 
 def _names(names: pd.Series, *, ensembl_versions: bool) -> pd.Index:
@@ -83,7 +84,8 @@ def _names(names: pd.Series, *, ensembl_versions: bool) -> pd.Index:
 def _elsewhere(adata: AnnData, genes: NDArray[np.str_], n_found: int) -> str:
     """Say where, or under which names, more of the genes would be found."""
     best, hint = n_found, ""
-    columns = [key for key in adata.var if not pd.api.types.is_numeric_dtype(adata.var[key])]
+    var = _lazy.frame(adata.var)
+    columns = [str(key) for key in var if not pd.api.types.is_numeric_dtype(var[key])]
     for key in (None, *columns):
         for ensembl_versions in (True, False):
             wanted = _names(pd.Series(genes), ensembl_versions=ensembl_versions)

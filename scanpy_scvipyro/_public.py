@@ -9,6 +9,7 @@ import threading
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import numpy as np
+from anndata import AnnData
 from scanpy import logging as logg
 
 from scanpy_scvipyro._validate import did_you_mean
@@ -39,6 +40,10 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
         for name in switches & set(kwargs):
             if not isinstance(kwargs[name], bool | np.bool_) and kwargs[name] is not parameters[name].default:
                 raise ValueError(f"{name}={kwargs[name]!r} was passed; pass True or False.")
+        adata = args[0] if args else None
+        if kwargs.get("copy") and isinstance(adata, AnnData) and adata.isbacked:
+            msg = f"{function.__name__}(copy=True) would copy the file of adata; leave copy out: results are written "
+            raise ValueError(msg + "into adata in memory, and the file stays as it is.")
         with turn():
             return function(*args, **kwargs)
 

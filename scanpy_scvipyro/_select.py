@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scanpy_scvipyro import _names, _validate
+from scanpy_scvipyro import _lazy, _names, _validate
 from scanpy_scvipyro._validate import did_you_mean
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def groups(
     Cells without a value of ``groupby`` are in none.
     """
     _validate.check_obs_key(adata, groupby, "groupby")
-    column = _names.categories(adata.obs[groupby], f"groupby={groupby!r}")
+    column = _names.categories(_lazy.column(adata.obs, groupby), f"groupby={groupby!r}")
     known = column.categories.tolist()
 
     def code(argument: str, name: Name) -> int:

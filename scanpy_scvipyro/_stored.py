@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
+from scanpy_scvipyro import _lazy
 from scanpy_scvipyro._validate import did_you_mean
 
 _PARTS = {"params", "history", "genes", "module", "model_options", "weights"}
@@ -25,7 +26,7 @@ def trained(adata: AnnData, key: str) -> dict[str, Any]:
         raise TypeError(f"key={key!r} was passed; pass the name of one model, such as 'scvi_pyro'.")
     models = names(adata)
     if key in models:
-        return {"categories": {}} | adata.uns[key]  # ad.concat drops empty dictionaries
+        return {"categories": {}} | _lazy.in_memory(adata.uns[key])  # ad.concat drops empty dictionaries
     found, hint = adata.uns.get(key), did_you_mean(key, models)
     if isinstance(found, dict) and len(_PARTS & set(found)) > 1:
         what = ", ".join(faults(found)[:5])
@@ -51,7 +52,7 @@ def faults(stored: dict[str, Any]) -> list[str]:
     missing = _PARTS - set(stored)
     if missing or "entries" not in stored:  # as models of version 0.1, which list none
         return [f"no {name!r}" for name in sorted(missing)]
-    there, written = set(_entries(stored)), {str(name) for name in stored["entries"]}
+    there, written = set(_entries(stored)), {str(name) for name in _lazy.in_memory(stored["entries"])}
     return [f"no {name!r}" for name in sorted(written - there)] + [
         f"{name!r} of another model" for name in sorted(there - written)
     ]

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scanpy_scvipyro import _machine, _names
+from scanpy_scvipyro import _lazy, _machine, _names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -106,21 +106,38 @@ def check_arguments(arguments: Mapping[str, object], *, may_be_none: Iterable[st
                 raise ValueError(f"{name}={value!r} was passed; pass {what} {span}.")
 
 
-def check_adata(adata: object, *, min_cells: int = 2) -> None:
-    """Refuse what is not an AnnData in memory with some cells, two of them to fit a model, and at least one gene."""
+def check_adata(adata: object, *, min_cells: int = 2, on_disk: bool = False) -> None:
+    """Refuse what is not an AnnData with some cells, two of them to fit a model, and at least one gene.
+
+    Cells may be in a file where the function can read them from there, ``on_disk``.
+    """
     if not isinstance(adata, AnnData):
         msg = (
             f"adata is a {type(adata).__name__}, not an AnnData; wrap a count matrix as anndata.AnnData(counts), read "
             "a file with scanpy.read_h5ad(path)."
         )
         raise TypeError(msg)
-    if adata.isbacked:
-        raise ValueError("adata is backed by a file on disk; read it into memory first: adata = adata.to_memory().")
+    if not on_disk and _lazy.is_on_disk(adata):
+        raise ValueError("the cells of adata are on disk; read them into memory first: adata = adata.to_memory().")
+    if adata.isbacked and adata.is_view:
+        msg = (
+            "adata is a part of a backed AnnData, which holds no results; read it into memory: adata.to_memory(), or "
+            "open the file by anndata.experimental.read_lazy(path), whose parts can be used."
+        )
+        raise ValueError(msg)
     if adata.n_obs < min_cells:
         needed = {1: "one is needed", 2: "two are needed"}.get(min_cells, f"{min_cells} are needed")
         raise ValueError(f"adata has {adata.n_obs} cell{'s' * (adata.n_obs != 1)}; at least {needed}.")
     if adata.n_vars < 1:
         raise ValueError("adata has no genes; pass the counts of at least one.")
+
+
+def check_imputed_fits(adata: AnnData, instead: str, n_layers: int = 1) -> None:
+    """Refuse imputed layers where the cells are on disk, or that would not fit in the free memory."""
+    if _lazy.is_on_disk(adata):
+        msg = f"the cells of adata are on disk, and the imputed layer would be in memory; {instead}"
+        raise ValueError(msg)
+    check_memory(4 * adata.n_obs * adata.n_vars * n_layers, "the imputed layer", instead)
 
 
 def check_key_added(key_added: object) -> None:
@@ -167,7 +184,7 @@ def gene_mask(adata: AnnData, mask_var: NDArray[np.bool_] | str | None) -> NDArr
     if isinstance(mask_var, str):
         if mask_var not in adata.var:
             raise KeyError(f"mask_var={mask_var!r} is not in adata.var. {did_you_mean(mask_var, adata.var)}")
-        mask = adata.var[mask_var].to_numpy()
+        mask = _lazy.column(adata.var, mask_var).to_numpy()
     else:
         mask = np.asarray(aligned(mask_var, adata.var_names, "mask_var"))
     if mask.dtype != bool:
@@ -196,7 +213,7 @@ def check_obs_key(adata: AnnData, key: str, argument: str) -> None:
         raise TypeError(f"{msg}{further}.")
     if key not in adata.obs:
         raise KeyError(f"{argument}={key!r} is not in adata.obs. {did_you_mean(key, adata.obs)}")
-    if not isinstance(adata.obs[key], pd.Series):
+    if not isinstance(_lazy.column(adata.obs, key), pd.Series):
         n_columns = (adata.obs.columns == key).sum()
         raise ValueError(f"{argument}={key!r} names {n_columns} columns of adata.obs; rename or drop all but one.")
 
@@ -204,7 +221,7 @@ def check_obs_key(adata: AnnData, key: str, argument: str) -> None:
 def obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:
     """Column of adata.obs without missing values."""
     check_obs_key(adata, key, argument)
-    column = adata.obs[key]
+    column = _lazy.column(adata.obs, key)
     n_missing = int(column.isna().sum())
     if n_missing:
         msg = (

@@ -88,13 +88,20 @@ class CSR:
         shift = start - n_values.cumsum(0) + n_values
         return row, torch.arange(len(row), device=row.device).add_(shift[row])
 
-    def shuffled(self, rows: Tensor, n_minibatches: int, generator: torch.Generator) -> Sequence[Tensor]:
-        """Split the given cells into minibatches at random, of sizes as equal as they can be."""
-        return rows[torch.randperm(len(rows), generator=generator)].tensor_split(n_minibatches)
+    def shuffled(
+        self, rows: Tensor, n_minibatches: int, n_ranks: int, generator: torch.Generator
+    ) -> list[Sequence[Tensor]]:
+        """Split the given cells at random into minibatches of each of several processes, of sizes as equal as can be."""
+        parts = rows[torch.randperm(len(rows), generator=generator)].tensor_split(n_minibatches * n_ranks)
+        return [parts[rank::n_ranks] for rank in range(n_ranks)]
 
     def minibatches(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
         """Take one minibatch after the other, as :meth:`coo` gives them."""
         return (self.coo(rows) for rows in parts)
+
+    def totals(self, group: Tensor) -> Totals:
+        """Sum over the cells of each group."""
+        return totals(self.blocks(), group, self.n_genes)
 
     def blocks(self) -> Iterator[tuple[slice, CSR]]:
         """All cells, in order, a part of them at a time, as views."""

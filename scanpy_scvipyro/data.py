@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
+from scanpy import settings
 from torch.utils.data import DataLoader, IterableDataset
 
-from scanpy_scvipyro import _counts, _genes, _validate, csr
+from scanpy_scvipyro import _counts, _genes, _lazy, _validate
 from scanpy_scvipyro.csr import CSR
 from scanpy_scvipyro.model import Cells
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scanpy_scvipyro.csr import Totals
+    from scanpy_scvipyro.from_disk import OnDisk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,7 @@ class DataSpec:
 class CellData:
     """Counts and covariates of all cells, as tensors of one device."""
 
-    counts: CSR
+    counts: CSR | OnDisk
     depth: Tensor
     """(n_cells, 1), observed counts per cell."""
     library_size: Tensor
@@ -107,6 +109,11 @@ class CellData:
 
     def to(self, device: torch.device) -> CellData:
         return CellData(*(getattr(self, part.name).to(device) for part in fields(self)))
+
+    def only(self, rows: Tensor) -> CellData:
+        """Read some of the cells into memory."""
+        covariates = [getattr(self, part.name)[rows] for part in fields(self)[1:]]
+        return CellData(self.counts.read(rows), *covariates)
 
     def cells(self, rows: Tensor) -> Cells:
         """Minibatch of the given cells, with counts as a coalesced sparse COO tensor."""
@@ -134,7 +141,7 @@ class CellData:
     @cached_property
     def totals(self) -> Totals:
         """Sums over the cells of each batch."""
-        return csr.totals(self.counts.blocks(), self.batch, self.n_genes)
+        return self.counts.totals(self.batch)
 
     def log_frequencies(self) -> tuple[Tensor, Tensor]:
         """Log of the mean frequency of each gene, overall (n_genes,) and per batch (n_batches, n_genes).
@@ -202,9 +209,19 @@ def describe_more(adata: AnnData, spec: DataSpec) -> DataSpec:
     return replace(spec, categories=categories)
 
 
-def load(adata: AnnData, spec: DataSpec, genes: NDArray[np.bool_] | NDArray[np.intp] | None = None) -> CellData:
-    """Check and read what the spec names; the genes by mask or position, else by their names."""
-    counts = _counts.read_counts(adata, spec.layer, spec.gene_positions(adata) if genes is None else genes)
+def load(
+    adata: AnnData,
+    spec: DataSpec,
+    genes: NDArray[np.bool_] | NDArray[np.intp] | None = None,
+    *,
+    show: bool | None = None,
+) -> CellData:
+    """Check and read what the spec names; the genes by mask or position, else by their names.
+
+    ``show`` is whether to show a bar while counts on disk are checked, by default if Scanpy is to say anything.
+    """
+    genes = spec.gene_positions(adata) if genes is None else genes
+    matrix, where = _counts.find(adata, spec.layer)
 
     def codes(key: str | None, argument: str) -> Tensor:
         if key is None:
@@ -213,20 +230,34 @@ def load(adata: AnnData, spec: DataSpec, genes: NDArray[np.bool_] | NDArray[np.i
 
     categorical = [codes(key, "categorical_covariate_keys") for key in spec.categorical_covariate_keys]
     continuous = _validate.obs_numbers(adata, spec.continuous_covariate_keys, "continuous_covariate_keys")
-    depth = torch.from_numpy(np.asarray(counts.sum(axis=1), dtype=np.float32).reshape(-1, 1))
-    library_size = depth
+    batch, label = codes(spec.batch_key, "batch_key"), codes(spec.labels_key, "labels_key")
+    library_size = None
     if spec.size_factor_key is not None:
         factors = _validate.obs_numbers(adata, [spec.size_factor_key], "size_factor_key", positive=True)
         library_size = torch.from_numpy(factors.astype(np.float32))
+    counts: CSR | OnDisk
+    if _lazy.is_matrix_on_disk(matrix):
+        from scanpy_scvipyro.from_disk import OnDisk
+
+        counts = OnDisk(matrix, where, genes)
+        depth = counts.check(adata, batch, show=settings.verbosity > 0 if show is None else show)
+    else:
+        in_memory = _counts.read_counts(adata, matrix, where, genes)
+        counts = CSR.of(in_memory)
+        depth = torch.from_numpy(np.asarray(in_memory.sum(axis=1), dtype=np.float32).reshape(-1, 1))
     return CellData(
-        counts=CSR.of(counts),
+        counts=counts,
         depth=depth,
-        library_size=library_size,
-        batch=codes(spec.batch_key, "batch_key"),
-        label=codes(spec.labels_key, "labels_key"),
+        library_size=depth if library_size is None else library_size,
+        batch=batch,
+        label=label,
         categorical=torch.stack(categorical, dim=1) if categorical else torch.zeros(adata.n_obs, 0, dtype=torch.int64),
         continuous=torch.from_numpy(_standardized(continuous, spec.standardization)),
     )
+
+
+MAX_EVALUATED_ON_DISK = 10_000
+"""Of the training and of the validation cells each. The standard error of the ELBO is then about 2 nats."""
 
 
 class Minibatches(IterableDataset[Cells]):
@@ -254,12 +285,13 @@ class Minibatches(IterableDataset[Cells]):
         return self.n_minibatches
 
     def __iter__(self) -> Iterator[Cells]:
-        n_parts = self.n_minibatches * self.n_ranks
-        parts: Sequence[Tensor] = self.rows.tensor_split(n_parts)
-        if self.generator is not None:
-            parts = self.data.counts.shuffled(self.rows, n_parts, self.generator)
+        if self.generator is None:
+            parts: Sequence[Tensor] = self.rows.tensor_split(self.n_minibatches * self.n_ranks)[self.rank :: self.n_ranks]
+        else:
+            shuffled = self.data.counts.shuffled(self.rows, self.n_minibatches, self.n_ranks, self.generator)
+            parts = shuffled[self.rank]
         # A few cells to evaluate may leave none for one process.
-        return self.data.minibatches([part for part in parts[self.rank :: self.n_ranks] if len(part)])
+        return self.data.minibatches([part for part in parts if len(part)])
 
 
 def n_training_cells(n_cells: int, train_size: float) -> int:
@@ -285,24 +317,30 @@ class CellDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Keep the counts on the GPU where they take less than half of its free memory."""
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        if device.type == "cuda" and self.data.n_bytes < torch.cuda.mem_get_info(device)[0] / 2:
+        is_in_memory = isinstance(self.data.counts, CSR)
+        if is_in_memory and device.type == "cuda" and self.data.n_bytes < torch.cuda.mem_get_info(device)[0] / 2:
             self.data = self.data.to(device)
 
     def train_dataloader(self) -> DataLoader[Cells]:
-        return self._loader(self.train_rows, self.batch_size, self.generator)
+        return self._loader(self.data, self.train_rows, self.batch_size, self.generator)
 
     def val_dataloader(self) -> list[DataLoader[Cells]]:
         n_evaluated = len(self.validation_rows) or min(len(self.train_rows), 1000)
-        loaders = [self._loader(self.train_rows[:n_evaluated], 1024)]
-        if len(self.validation_rows):
-            loaders.append(self._loader(self.validation_rows, 1024))
-        return loaders
+        parts = [self.train_rows[:n_evaluated], self.validation_rows]
+        data = self.data
+        if not isinstance(data.counts, CSR):  # read once, since cells from everywhere take as long as an epoch
+            parts = [rows[:MAX_EVALUATED_ON_DISK] for rows in parts]
+            data, sizes = data.only(torch.cat(parts)), [len(rows) for rows in parts]
+            parts = list(torch.arange(sum(sizes)).split(sizes))
+        return [self._loader(data, rows, 1024) for rows in parts if len(rows)]
 
-    def _loader(self, rows: Tensor, batch_size: int, generator: torch.Generator | None = None) -> DataLoader[Cells]:
+    def _loader(
+        self, data: CellData, rows: Tensor, batch_size: int, generator: torch.Generator | None = None
+    ) -> DataLoader[Cells]:
         # Of its own generator it draws a number in each pass, else of the global one: a run that goes on would differ.
         own = torch.Generator()
         rank, n_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        minibatches = Minibatches(self.data, rows, batch_size, generator, rank=rank, n_ranks=n_ranks)
+        minibatches = Minibatches(data, rows, batch_size, generator, rank=rank, n_ranks=n_ranks)
         return DataLoader(minibatches, batch_size=None, generator=own)
 
     def state_dict(self) -> dict[str, Any]:

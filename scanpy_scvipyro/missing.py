@@ -28,6 +28,7 @@ def completed(module: SCVI, data: CellData, measured: Tensor, known: DataSpec) -
     ``data`` has the measured genes alone. New batches are encoded as the first known one, and what is expected in them
     is the average over all known ones.
     """
+    assert isinstance(data.counts, CSR)
     n_genes, missing = len(measured), torch.nonzero(~measured)[:, 0]
     indices = torch.nonzero(measured)[:, 0][data.counts.indices.long()]
     wide = replace(data, counts=replace(data.counts, indices=indices, n_genes=n_genes))
@@ -57,6 +58,7 @@ def completed(module: SCVI, data: CellData, measured: Tensor, known: DataSpec) -
 def _with_columns(data: CellData, columns: Tensor, values: Tensor, *, has_size_factor: bool) -> CellData:
     """Add positive values of genes that have none, to each cell."""
     counts, n_columns = data.counts, len(columns)
+    assert isinstance(counts, CSR)
     row = torch.cat(
         [torch.repeat_interleave(torch.diff(counts.indptr)), torch.arange(data.n_cells).repeat_interleave(n_columns)]
     )

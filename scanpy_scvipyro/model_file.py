@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scanpy_scvipyro import _files, _names, _stored, _validate
+from scanpy_scvipyro import _files, _lazy, _names, _stored, _validate
 from scanpy_scvipyro._public import public
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def _cells(adata: AnnData, key: str, stored: dict[str, Any], columns: list[str])
 
 def _column(adata: AnnData, name: str) -> dict[str, Any]:
     """Numbers as they are; everything else as categories, which keep their order."""
-    column = adata.obs[name]
+    column = _lazy.column(adata.obs, name)
     if pd.api.types.is_numeric_dtype(column) and column.dtype.kind in "biuf":
         return {"values": column.to_numpy()}
     named = _names.categories(column, f"the column {name!r} of adata.obs", only_used=False)

@@ -140,10 +140,10 @@ def test_other_than_anndata_is_refused(what):
         _validate.check_adata(what)
 
 
-def test_backed_anndata_is_refused(adata, tmp_path):
+def test_anndata_on_disk_is_refused_where_it_cannot_be_read(adata, tmp_path):
     adata.write_h5ad(tmp_path / "counts.h5ad")
     backed = ad.read_h5ad(tmp_path / "counts.h5ad", backed="r")
-    with pytest.raises(ValueError, match=r"backed by a file on disk.*adata\.to_memory\(\)"):
+    with pytest.raises(ValueError, match=r"the cells of adata are on disk.*adata\.to_memory\(\)"):
         _validate.check_adata(backed)
     backed.file.close()
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scanpy_scvipyro import _counts, _names, _select, _stored, _validate
+from scanpy_scvipyro import _counts, _lazy, _names, _select, _stored, _validate
 from scanpy_scvipyro._public import public
 from scanpy_scvipyro.pl import _figure
 
@@ -92,7 +92,7 @@ def integration(
     >>> len(axes)
     4
     """
-    _validate.check_adata(adata, min_cells=4)  # fewer have no UMAP
+    _validate.check_adata(adata, min_cells=4, on_disk=True)  # fewer have no UMAP
     _validate.check_arguments({"max_cells": max_cells, "random_state": random_state})
     columns = columns_of(adata, key, batch_key, labels_key)
     if not columns.named:
@@ -157,7 +157,7 @@ def embed(
     }
     obs = pd.DataFrame({column: categories(adata, column)[rows] for column in columns.named})
     if f"{key}_novelty" in adata.obs:
-        obs[NOVELTY] = adata.obs[f"{key}_novelty"].to_numpy()[rows]
+        obs[NOVELTY] = _lazy.column(adata.obs, f"{key}_novelty").to_numpy()[rows]
     obs.index = pd.RangeIndex(len(rows)).astype(str)
     cells = AnnData(obs=obs, obsm=embeddings)
     for column in columns.named:
@@ -174,18 +174,24 @@ def embed(
 
 def categories(adata: AnnData, column: str) -> pd.Categorical:
     """All categories of a column, also those without cells, so that colours fit them."""
-    return _names.categories(adata.obs[column], f"the column {column!r} of adata.obs", only_used=False)
+    return _names.categories(_lazy.column(adata.obs, column), f"the column {column!r} of adata.obs", only_used=False)
 
 
 def log_pca(adata: AnnData, key: str, rows: NDArray[np.intp], random_state: int) -> NDArray[np.float32]:
     """Principal components of the log counts of the model's genes, for the given cells."""
     import scanpy as sc
+    import torch
     from anndata import AnnData
 
     from scanpy_scvipyro import storage
+    from scanpy_scvipyro.from_disk import OnDisk
 
     spec = storage.spec(adata, key)
-    counts = _counts.read_counts(adata, spec.layer, spec.gene_positions(adata))[rows]
+    matrix, where = _counts.find(adata, spec.layer)
+    if _lazy.is_matrix_on_disk(matrix):
+        counts = OnDisk(matrix, where, spec.gene_positions(adata)).read(torch.from_numpy(rows)).to_scipy()
+    else:
+        counts = _counts.read_counts(adata, matrix, where, spec.gene_positions(adata))[rows]
     normalized = AnnData(sparse.csr_matrix(counts))
     sc.pp.normalize_total(normalized)
     sc.pp.log1p(normalized)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from scanpy_scvipyro import _names, _select, _stored, _validate
+from scanpy_scvipyro import _lazy, _names, _select, _stored, _validate
 from scanpy_scvipyro._public import public
 from scanpy_scvipyro.pl import _figure
 
@@ -76,7 +76,7 @@ def labels(
     >>> [ax.get_title().split(chr(10))[0] for ax in axes]
     ['Reliability', 'Given and predicted labels', 'Novelty']
     """
-    _validate.check_adata(adata, min_cells=4)  # fewer have no UMAP
+    _validate.check_adata(adata, min_cells=4, on_disk=True)  # fewer have no UMAP
     _validate.check_arguments({"max_cells": max_cells, "random_state": random_state})
     agreement = agreement_of(adata, key, labels_key)
     cells = _embed(adata, key, _select.random_cells(adata.n_obs, max_cells, random_state), random_state)
@@ -118,13 +118,13 @@ def agreement_of(adata: AnnData, key: str, labels_key: str | None) -> Agreement:
         raise KeyError(
             f"adata.obsm has no {key + '_probabilities'!r}; call tl.map_query(adata, reference, key={key!r})."
         )
-    column = _names.categories(adata.obs[labels_key], f"labels_key={labels_key!r}")
+    column = _names.categories(_lazy.column(adata.obs, labels_key), f"labels_key={labels_key!r}")
     label = np.array([*_names.positions(column.categories, names), -1])[column.codes]
     is_known = label >= 0
     if not is_known.any():
         found = _validate.did_you_mean(names[0], column.categories)
         raise ValueError(f"labels_key={labels_key!r} has none of the labels that the model knows, {names}. {found}")
-    probability = adata.obsm[f"{key}_probabilities"].to_numpy()[is_known]
+    probability = _lazy.frame(adata.obsm[f"{key}_probabilities"]).to_numpy()[is_known]
     counts = confusion(probability.argmax(axis=1), label[is_known], len(names))
     what = f"{is_known.sum()} cells with a label in {labels_key!r}"
     return Agreement(reliability(probability, label[is_known]), counts, names, what)
@@ -179,7 +179,7 @@ def _embed(adata: AnnData, key: str, rows: NDArray[np.intp], random_state: int) 
     for field, name in (("obsm", f"X_{key}"), ("obs", f"{key}_novelty")):
         if name not in getattr(adata, field):
             raise KeyError(f"adata.{field} has no {name!r}; call tl.map_query(adata, reference, key={key!r}).")
-    novelty = adata.obs[f"{key}_novelty"].to_numpy()[rows]
+    novelty = _lazy.column(adata.obs, f"{key}_novelty").to_numpy()[rows]
     obs = pd.DataFrame({"novelty": novelty}, index=pd.RangeIndex(len(rows)).astype(str))
     cells = AnnData(obs=obs, obsm={"codes": np.asarray(adata.obsm[f"X_{key}"])[rows]})
     sc.pp.neighbors(cells, use_rep="codes", random_state=random_state)

@@ -95,7 +95,7 @@ def posterior_predictive(
     >>> [ax.get_title() for ax in axes]
     ['variance of genes', 'share of zeros of genes', 'library size']
     """
-    _validate.check_adata(adata, min_cells=1)
+    _validate.check_adata(adata, min_cells=1, on_disk=True)
     _validate.check_arguments({"max_cells": max_cells, "random_state": random_state})
     names = _figure.choices(statistics, STATISTICS, "statistics")
 

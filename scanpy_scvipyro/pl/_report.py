@@ -101,7 +101,7 @@ def write_page(
     module: type[SCVI] | None = None,
 ) -> list[Finding]:
     """Do what :func:`report` does, and return what the page warns of."""
-    _validate.check_adata(adata, min_cells=20)
+    _validate.check_adata(adata, min_cells=20, on_disk=True)
     _validate.check_arguments({"max_cells": max_cells, "random_state": random_state})
     path = _files.path_of(path, "path")
     if not path.parent.is_dir():

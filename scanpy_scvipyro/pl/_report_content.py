@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from scanpy_scvipyro import _select, _stored, absent, checks, data, integration, outcome, posterior, storage, training
+from scanpy_scvipyro import (
+    _lazy,
+    _select,
+    _stored,
+    absent,
+    checks,
+    data,
+    integration,
+    outcome,
+    posterior,
+    storage,
+    training,
+)
 from scanpy_scvipyro.pl import _integration, _labels, _posterior_predictive
 from scanpy_scvipyro.pl._integration import AFTER, BEFORE
 
@@ -108,8 +120,8 @@ def training_findings(stored: dict[str, Any], n_cells: int) -> list[Finding]:
 
 def _label_findings(adata: AnnData, key: str, stored: dict[str, Any]) -> list[Finding]:
     names = [str(name) for name in stored["names"]]
-    predicted = adata.obsm[f"{key}_probabilities"].to_numpy().argmax(axis=1)
-    novelty = adata.obs[f"{key}_novelty"].to_numpy()
+    predicted = _lazy.frame(adata.obsm[f"{key}_probabilities"]).to_numpy().argmax(axis=1)
+    novelty = _lazy.column(adata.obs, f"{key}_novelty").to_numpy()
     return checks.confused_labels(np.asarray(stored["held_out_confusion"]), names) + checks.unknown_cells(
         novelty, predicted, names
     )
@@ -162,7 +174,7 @@ def _facts(adata: AnnData, stored: dict[str, Any], genes: NDArray[np.str_], colu
     }
     for name, column in (("Batches", columns.batch), ("Labels", columns.label)):
         if column is not None:
-            values = adata.obs[column]
+            values = _lazy.column(adata.obs, column)
             missing = int(values.isna().sum())
             facts[name] = f"{values.nunique()} in {column!r}" + (f", {missing:,} cells without" if missing else "")
     if columns.batch is not None and params.get("batch_key") is None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from scanpy import logging as logg
 
-from scanpy_scvipyro import _names, _validate, replicates
+from scanpy_scvipyro import _lazy, _names, _validate, replicates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +61,7 @@ def comparisons(
         )
         raise ValueError(msg)
     _validate.check_obs_key(adata, within, "within")
-    kinds = _names.categories(adata.obs[within], f"within={within!r}")
+    kinds = _names.categories(_lazy.column(adata.obs, within), f"within={within!r}")
     ((group, cells),) = members.items()
     planned, failed = [], {}
     for code, kind in enumerate(kinds.categories):

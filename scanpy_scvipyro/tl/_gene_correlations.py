@@ -88,7 +88,7 @@ def gene_correlations(
     >>> scvip.tl.gene_correlations(adata, genes=["KRT80", "AKR1C1", "AGR2"]).shape
     (3, 3)
     """
-    _validate.check_adata(adata)
+    _validate.check_adata(adata, on_disk=True)
     _validate.check_arguments({"n_samples": n_samples, "random_state": random_state, "key_added": key_added})
     if method not in {"pearson", "spearman"}:
         raise ValueError(f"method={method!r} is not a choice; pass 'pearson' or 'spearman'.")

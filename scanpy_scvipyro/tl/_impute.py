@@ -8,7 +8,7 @@ import numpy as np
 from scanpy import logging as logg
 from scanpy import settings
 
-from scanpy_scvipyro import _files, _names, _select, _stored, _validate
+from scanpy_scvipyro import _files, _lazy, _names, _select, _stored, _validate
 from scanpy_scvipyro._public import public
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def impute(
     array([10000., 10000., 10000., ..., 10000., 10000., 10000.],
           shape=(1345,), dtype=float32)
     """
-    _validate.check_adata(adata, min_cells=1)
+    _validate.check_adata(adata, min_cells=1, on_disk=True)
     _validate.check_arguments({"n_samples": n_samples, "random_state": random_state, "key_added": key_added})
     quantiles = _quantiles(statistic, n_samples)
     suffixes = [f"q{quantile:g}" for quantile in quantiles] if len(quantiles) > 1 else [""]
@@ -130,10 +130,10 @@ def impute(
     batches = _select.batch_codes(transform_batch, spec.batches)
     selected = _select.gene_positions(adata, genes, spec.genes)
     if path is None:
-        n_bytes = 4 * adata.n_obs * adata.n_vars * len(suffixes)
-        _validate.check_memory(n_bytes, "the imputed layer", "pass out=, a path to write to.")
+        _validate.check_imputed_fits(adata, "pass out=, a path to write to.", len(suffixes))
     positions = spec.gene_positions(adata)
-    cell_data = data.load(adata, spec, positions)
+    show = settings.verbosity > 0 if progress_bar is None else progress_bar
+    cell_data = data.load(adata, spec, positions, show=show)
 
     if batches is not None and (made_up := absent.warning(_stored.trained(adata, key), selected)):
         logg.warning(made_up)
@@ -148,7 +148,6 @@ def impute(
             n_samples=n_samples,
             quantiles=quantiles,
         )
-        show = settings.verbosity > 0 if progress_bar is None else progress_bar
         chunks = _progress.over_cells(chunks, adata.n_obs, "Imputing", show=show)
         columns = positions[selected]
         if path is not None:
@@ -236,7 +235,7 @@ def _write_zarr(
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         partial = Path(folder) / path.name
         store = zarr.open_group(partial, mode="w")
-        write_elem(store, "/", AnnData(obs=adata.obs, var=adata.var.iloc[columns]))
+        write_elem(store, "/", AnnData(obs=_lazy.frame(adata.obs), var=_lazy.frame(adata.var).iloc[columns]))
         for rows, values in chunks:
             for suffix, part in zip(suffixes, values, strict=True):
                 group, name = (store["layers"], suffix) if suffix else (store, "X")

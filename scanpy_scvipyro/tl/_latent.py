@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scanpy import logging as logg
 
-from scanpy_scvipyro import _validate
+from scanpy_scvipyro import _lazy, _validate
 from scanpy_scvipyro._public import public
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def latent(
     >>> adata.obsm["X_scvi_pyro_samples"].shape
     (1345, 3, 10)
     """
-    _validate.check_adata(adata, min_cells=1)
+    _validate.check_adata(adata, min_cells=1, on_disk=True)
     arguments = {"n_samples": n_samples, "random_state": random_state, "key_added": key_added}
     _validate.check_arguments(arguments, may_be_none=["n_samples"])
 
@@ -95,7 +95,7 @@ def latent(
     adata.obsm[f"X_{key_added}_var"] = variance
     if n_samples is not None:
         adata.obsm[f"X_{key_added}_samples"] = samples
-    adata.obs[f"{key_added}_uncertainty"] = np.sqrt(variance.mean(axis=1))
+    _lazy.write_columns(adata, {f"{key_added}_uncertainty": np.sqrt(variance.mean(axis=1))})
     logg.info(
         "    finished",
         time=start,

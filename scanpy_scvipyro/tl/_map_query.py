@@ -7,7 +7,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 from scanpy import settings
 
-from scanpy_scvipyro import _genes, _stored, _validate
+from scanpy_scvipyro import _genes, _lazy, _stored, _validate
 from scanpy_scvipyro._public import public
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def map_query(
     >>> query.uns["scvi_pyro"]["categories"]["batch"].tolist()
     ['10x_3cl', 'celseq2_3cl', 'dropseq_3cl', 'another lab']
     """
-    _validate.check_adata(adata, min_cells=1)
+    _validate.check_adata(adata, min_cells=1, on_disk=True)
     training_options: dict[str, Any] = {
         "max_epochs": max_epochs,
         "batch_size": batch_size,
@@ -154,7 +154,10 @@ def map_query(
         )
     measured = positions >= 0
     if impute:
-        _validate.check_memory(4 * adata.n_obs * adata.n_vars, "the imputed layer", "pass impute=False.")
+        _validate.check_imputed_fits(adata, "pass impute=False, and write it to disk by tl.impute(adata, out=path).")
+    if not measured.all() and _lazy.is_on_disk(adata):
+        msg = f"{(~measured).sum()} genes of the model are missing, whose expected counts would be in memory as adata "
+        raise ValueError(msg + "is not; map parts of the cells that fit: adata[rows].to_memory().")
     n_bytes = 32 * adata.n_obs * int((~measured).sum())
     _validate.check_memory(n_bytes, "expected counts of missing genes", "map fewer cells at a time.")
     spec = data.describe_more(adata, known)

@@ -171,7 +171,7 @@ def rank_genes_groups(
     >>> genes.columns.tolist()
     ['names', 'scores', 'logfoldchanges', 'pvals', 'pvals_adj']
     """
-    _validate.check_adata(adata)
+    _validate.check_adata(adata, on_disk=True)
     _validate.check_arguments(
         {
             "delta": delta,
@@ -202,7 +202,8 @@ def rank_genes_groups(
     if key_added in _stored.names(adata):
         raise ValueError(f"key_added={key_added!r} is the name of a model in adata.uns; pass another one.")
     batches = _select.batch_codes(transform_batch, spec.batches)
-    cell_data = data.load(adata, spec)
+    show = settings.verbosity > 0 if progress_bar is None else progress_bar
+    cell_data = data.load(adata, spec, show=show)
     group = next(iter(members))
     planned = []
     if sample_key is not None:
@@ -228,7 +229,6 @@ def rank_genes_groups(
             f"groups of a single cell: {', '.join(map(repr, single))}. What is found for them holds for that cell; "
             "whether others of its kind are like it cannot be known."
         )
-    show = settings.verbosity > 0 if progress_bar is None else progress_bar
     with (
         training.isolated_random_state(random_state),
         _progress.bar(len(members), "Ranking", "group", show=show) as bar,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scanpy_scvipyro import _names, _stored, _validate
+from scanpy_scvipyro import _lazy, _names, _stored, _validate
 from scanpy_scvipyro._arguments import shared_with
 from scanpy_scvipyro._public import public
 from scanpy_scvipyro.tl._scvi_pyro import scvi_pyro
@@ -104,7 +104,7 @@ def scanvi_pyro(
     >>> bool((adata.obs["scanvi_pyro"] == adata.obs["cell_type"]).mean() > 0.9)
     True
     """
-    _validate.check_adata(adata)
+    _validate.check_adata(adata, on_disk=True)
     given = _given(adata, labels_key, unlabeled_category, max_novelty)
     if arguments["dispersion"] == "gene-label":
         raise ValueError(
@@ -130,7 +130,7 @@ def _given(adata: AnnData, labels_key: str, unlabeled_category: str | None, max_
 
     _validate.check_arguments({"max_novelty": max_novelty})
     _validate.check_obs_key(adata, labels_key, "labels_key")
-    column = _names.categories(adata.obs[labels_key], f"labels_key={labels_key!r}")
+    column = _names.categories(_lazy.column(adata.obs, labels_key), f"labels_key={labels_key!r}")
     if unlabeled_category is not None:
         without = _names.text(unlabeled_category)
         if without not in column.categories:

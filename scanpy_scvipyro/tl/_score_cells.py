@@ -6,7 +6,7 @@ import numpy as np
 from scanpy import logging as logg
 from scanpy import settings
 
-from scanpy_scvipyro import _validate
+from scanpy_scvipyro import _lazy, _validate
 from scanpy_scvipyro._public import public
 
 if TYPE_CHECKING:
@@ -88,16 +88,16 @@ def score_cells(
     >>> bool((adata.obs["scvi_pyro_log_likelihood"] > adata.obs["scvi_pyro_elbo"]).mean() > 0.9)
     True
     """
-    _validate.check_adata(adata, min_cells=1)
+    _validate.check_adata(adata, min_cells=1, on_disk=True)
     arguments = {"n_samples": n_samples, "random_state": random_state, "key_added": key_added}
     _validate.check_arguments(arguments, may_be_none=["n_samples"])
 
     from scanpy_scvipyro import _progress, data, posterior, storage, training
 
     model, spec = storage.from_uns(adata, key, module)
-    cell_data = data.load(adata, spec)
-    start = logg.info(f"scoring {adata.n_obs} cells")
     show = settings.verbosity > 0 if progress_bar is None else progress_bar
+    cell_data = data.load(adata, spec, show=show)
+    start = logg.info(f"scoring {adata.n_obs} cells")
     with training.isolated_random_state(random_state):
         chunks = posterior.scores(model, cell_data, n_samples or 1)
         parts = [chunk for _, chunk in _progress.over_cells(chunks, adata.n_obs, "Scoring", show=show)]
@@ -108,8 +108,7 @@ def score_cells(
         scores["log_likelihood"] = log_likelihood
     adata = adata.copy() if copy else adata
     key_added = key if key_added is None else key_added
-    for name, values in scores.items():
-        adata.obs[f"{key_added}_{name}"] = values
+    _lazy.write_columns(adata, {f"{key_added}_{name}": values for name, values in scores.items()})
     added = ", ".join(f"'{key_added}_{name}'" for name in scores)
     logg.info("    finished", time=start, deep=f"added\n    {added} (adata.obs)")
     return adata if copy else None

@@ -9,7 +9,7 @@ import numpy as np
 from scanpy import logging as logg
 from scanpy import settings
 
-from scanpy_scvipyro import _confounding, _names, _validate
+from scanpy_scvipyro import _confounding, _lazy, _names, _validate
 from scanpy_scvipyro._arguments import taken_by
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def checked(adata: AnnData, arguments: dict[str, Any]) -> NDArray[np.bool_]:
     """Refuse bad data and arguments before any work; return the mask of the genes to model."""
-    _validate.check_adata(adata)
+    _validate.check_adata(adata, on_disk=True)
     _validate.check_arguments(arguments)
     _validate.check_key_added(arguments["key_added"])
     if arguments["dispersion"] == "gene-label" and arguments["labels_key"] is None:
@@ -33,7 +33,7 @@ def checked(adata: AnnData, arguments: dict[str, Any]) -> NDArray[np.bool_]:
         raise ValueError("library='latent' infers what size_factor_key sets; pass one of the two.")
     genes = _validate.gene_mask(adata, arguments["mask_var"])
     if arguments["impute"]:
-        _validate.check_memory(4 * adata.n_obs * adata.n_vars, "the imputed layer", "pass impute=False.")
+        _validate.check_imputed_fits(adata, "pass impute=False, and write it to disk by tl.impute(adata, out=path).")
     return genes
 
 
@@ -85,7 +85,7 @@ def train(
     if given is not None or not reads_labels(module.__name__, arguments):
         arguments["labels_key"] = None
     spec = data.describe(adata, data.DataSpec(**taken_by(data.DataSpec, arguments)), genes)
-    cell_data = data.load(adata, spec, genes)
+    cell_data = data.load(adata, spec, genes, show=arguments["progress_bar"])
     recipe = training.recipe(cell_data.n_cells, **taken_by(training.Recipe, arguments))
     batch_offset = arguments["batch_offset"]
     model_options = taken_by(SCVI, arguments) | {
@@ -109,7 +109,7 @@ def train(
     if given is not None:
         label_codes = given.codes - 1
     elif labels_key is not None:
-        label_codes = _names.categories(adata.obs[labels_key], f"labels_key={labels_key!r}").codes
+        label_codes = _names.categories(_lazy.column(adata.obs, labels_key), f"labels_key={labels_key!r}").codes
     if confounded := _confounding.warning(cell_data, spec, None if labels_key is None else label_codes):
         warn(confounded)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from scanpy_scvipyro import _stored, labels, posterior
+from scanpy_scvipyro import _lazy, _stored, labels, posterior
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,12 +31,12 @@ _RESULTS = {
 def remove_results(adata: AnnData, key: str) -> None:
     """Remove the model of this key, and what has been written of it: all of it belongs to this model alone."""
     if "labels" in adata.uns.get(key, ()) and key in adata.obs:
-        adata.obs = adata.obs.drop(columns=key)
+        _lazy.drop_columns(adata, [key])
     for field, pattern in _RESULTS.items():
         names = [name for name in getattr(adata, field) if re.fullmatch(pattern.format(re.escape(key)), str(name))]
-        if field == "obs" and names:
-            adata.obs = adata.obs.drop(columns=names)
-        elif names:
+        if field == "obs":
+            _lazy.drop_columns(adata, names)
+        else:
             for name in names:
                 del getattr(adata, field)[name]
 
@@ -83,9 +83,12 @@ def write_results(
 
 
 def _write_labels(adata: AnnData, predicted: Predicted, key_added: str) -> None:
-    adata.obs[key_added] = pd.Categorical.from_codes(predicted.codes, pd.Index(predicted.categories))
-    adata.obs[f"{key_added}_probability"] = predicted.probabilities.max(axis=1)
-    adata.obs[f"{key_added}_novelty"] = predicted.novelty
+    columns = {
+        key_added: pd.Categorical.from_codes(predicted.codes, pd.Index(predicted.categories)),
+        f"{key_added}_probability": predicted.probabilities.max(axis=1),
+        f"{key_added}_novelty": predicted.novelty,
+    }
+    _lazy.write_columns(adata, columns)
     # Files do not store columns with a '/' in their names.
     names = [name.replace("/", "|") for name in predicted.categories[: predicted.probabilities.shape[1]]]
     adata.obsm[f"{key_added}_probabilities"] = pd.DataFrame(predicted.probabilities, adata.obs_names, names)
