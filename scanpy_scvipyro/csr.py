@@ -91,7 +91,7 @@ class CSR:
     def shuffled(
         self, rows: Tensor, n_minibatches: int, n_ranks: int, generator: torch.Generator
     ) -> list[Sequence[Tensor]]:
-        """Split the given cells at random into minibatches of each of several processes, of sizes as equal as can be."""
+        """Split the given cells at random into minibatches of each process, of sizes as equal as they can be."""
         parts = rows[torch.randperm(len(rows), generator=generator)].tensor_split(n_minibatches * n_ranks)
         return [parts[rank::n_ranks] for rank in range(n_ranks)]
 

@@ -14,7 +14,7 @@ from scanpy import settings
 from torch.utils.data import DataLoader, IterableDataset
 
 from scanpy_scvipyro import _counts, _genes, _lazy, _validate
-from scanpy_scvipyro.csr import CSR
+from scanpy_scvipyro.csr import CSR, sent
 from scanpy_scvipyro.model import Cells
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class CellData:
         """One minibatch after the other, each of the cells of a part."""
         covariates = (self.library_size, self.batch, self.label, self.categorical, self.continuous)
         for rows, counts in zip(parts, self.counts.minibatches(parts), strict=True):
-            here = csr.sent(rows, self.batch.device)
+            here = sent(rows, self.batch.device)
             yield Cells(counts, *(covariate[here] for covariate in covariates))
 
     def chunks(self, rows: Tensor | None = None, n_draws: int = 1) -> Iterator[tuple[slice, Cells]]:
@@ -286,7 +286,9 @@ class Minibatches(IterableDataset[Cells]):
 
     def __iter__(self) -> Iterator[Cells]:
         if self.generator is None:
-            parts: Sequence[Tensor] = self.rows.tensor_split(self.n_minibatches * self.n_ranks)[self.rank :: self.n_ranks]
+            parts: Sequence[Tensor] = self.rows.tensor_split(self.n_minibatches * self.n_ranks)[
+                self.rank :: self.n_ranks
+            ]
         else:
             shuffled = self.data.counts.shuffled(self.rows, self.n_minibatches, self.n_ranks, self.generator)
             parts = shuffled[self.rank]

@@ -71,7 +71,7 @@ class OnDisk:
     def shuffled(
         self, rows: Tensor, n_minibatches: int, n_ranks: int, generator: torch.Generator
     ) -> list[Sequence[Tensor]]:
-        """Split the given cells at random into minibatches of each of several processes, of sizes as equal as can be.
+        """Split the given cells at random into minibatches of each process, of sizes as equal as they can be.
 
         Blocks come in random order, then the cells of each buffer. Each process has blocks of its own.
         """
