@@ -49,4 +49,4 @@ def _check(adata: AnnData, layer: str | None, batch_key: str | None) -> None:
     _validate.check_adata(adata)
     if batch_key is not None:
         _validate.obs_codes(adata, batch_key, "batch_key")
-    _counts.read_counts(adata, layer, np.ones(adata.n_vars, dtype=bool))
+    _counts.read_counts(adata, *_counts.find(adata, layer), np.ones(adata.n_vars, dtype=bool))
