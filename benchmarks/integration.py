@@ -113,6 +113,28 @@ def score(
             scored.write_text(json.dumps(row, indent=1) + "\n")
 
 
+@app.command()
+def chance(sets: Sets = ALL_SETS, store: Store = DEFAULT_STORE) -> None:
+    """Print BRAS of the stored codes beside what it would be if nothing but chance told batches of a type apart.
+
+    For that, the batches are dealt out anew among the cells of each type. Seed 0 of each method that is in the store.
+    """
+    from scib_metrics import bras
+
+    _common.quiet()
+    rows = []
+    for name in sets.split(","):
+        obs = _common.hold_out(_sets.load(name))[0].obs
+        batch, label = (obs[key].astype(str).to_numpy() for key in ("batch", "cell_type"))
+        dealt = pd.Series(batch).groupby(label).transform(np.random.default_rng(0).permutation).to_numpy()
+        for path in sorted((store / name).glob("*/0.npz")):
+            codes = np.load(path)["codes"].astype(np.float32)
+            row = {"data": name, "method": path.parent.name, "BRAS": float(bras(codes, label, batch))}
+            rows.append(row | {"by chance": float(bras(codes, label, dealt))})
+            print(rows[-1], flush=True)
+    _common.report(pd.DataFrame(rows), "BRAS and chance", None, decimals=3)
+
+
 def stored_scores(store: Path) -> pd.DataFrame:
     """All scores, one row each, with columns ``data``, ``method`` and ``seed``."""
     rows = []
