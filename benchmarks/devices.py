@@ -89,10 +89,10 @@ def summary(said: list[dict[str, float]]) -> dict[str, float]:
     """Of processes that trained at the same time."""
     table = pd.DataFrame(said).sort_values("rank")
     return {
-        "steps per epoch": table["steps"].iloc[0],
-        "s per epoch": table["seconds"].max(),
-        "processor s": table["processor"].sum(),
-        "validation ELBO": table["elbo"].mean(),
+        "steps per epoch": int(table["steps"].iloc[0]),
+        "s per epoch": float(table["seconds"].max()),
+        "processor s": float(table["processor"].sum()),
+        "validation ELBO": float(table["elbo"].mean()),
     }
 
 
@@ -131,7 +131,8 @@ def train(path: Path, settings: str) -> None:
         "processor": float(np.median(epochs.processor[1:])),
         "elbo": float(adata.uns["scvi_pyro"]["history"]["validation_elbo"].iloc[-1]),
     }
-    print(json.dumps(said), flush=True)
+    sys.stdout.write(json.dumps(said) + "\n")  # at once, since others write to the same pipe
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

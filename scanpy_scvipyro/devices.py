@@ -88,8 +88,11 @@ def is_first(n_devices: int) -> bool:
 
 
 def learning_rate_factor(n_devices: int) -> float:
-    """How much higher the learning rate is on several devices, whose minibatches together are one larger one."""
-    return float(n_devices**0.5)
+    """How much higher the learning rate is on several devices, whose minibatches together are one larger one.
+
+    In proportion, as was measured for minibatches up to eight times as large (docs/scaling.md).
+    """
+    return float(min(n_devices, 8))
 
 
 class Started(NamedTuple):
