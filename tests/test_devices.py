@@ -155,6 +155,7 @@ def test_an_error_in_one_process_ends_all_and_is_shown(start, small, launcher):
     assert "OSError: no space left on this node" in run.output
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_to_the_same_bits(start, small, tmp_path):
     whole = start(small, QUICK, launcher=TORCHRUN)
     options = QUICK | {"checkpoint": str(tmp_path / "run.ckpt")}
