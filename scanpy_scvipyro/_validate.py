@@ -43,6 +43,7 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "random_state": (0, 2**32 - 1, True),
     "n_samples": (1, math.inf, True),
     "n_genes": (1, math.inf, True),
+    "n_neighbors": (5, math.inf, True),
     "max_cells": (20, math.inf, True),
     "delta": (0, math.inf, False),
     "max_novelty": (0, 1, False),

@@ -124,3 +124,35 @@ def test_an_unknown_kind_of_address_is_refused(nothing_downloaded, monkeypatch):
     monkeypatch.setenv("SCVIPYRO_DATA_URL", "/a/folder")
     with pytest.raises(ValueError, match=r"could not be downloaded from /a/folder/pbmc_facs_zheng.h5ad: .*protocol"):
         scvip.datasets.pbmc_facs_zheng()
+
+
+class TestDonors:
+    def test_they_are_as_many_as_asked_for_and_the_same_each_time(self):
+        adata = scvip.datasets.donors(n_donors=(2, 3), n_cells=50)
+        conditions = adata.obs.groupby("donor", observed=True)["condition"].first()
+        assert conditions.tolist() == ["control"] * 2 + ["case"] * 3
+        again = scvip.datasets.donors(n_donors=(2, 3), n_cells=50)
+        assert (adata.X != again.X).nnz == 0
+        assert (adata.varm["log2_fold_change"] == 0).all(axis=None)
+
+    def test_changes_are_those_of_the_counts(self):
+        adata = scvip.datasets.donors(n_cells=2000, n_changed=20)
+        true = adata.varm["log2_fold_change"]["H1975"]
+        cells = adata[adata.obs["cell_type"] == "H1975"]
+        shares = [
+            np.ravel(part.X.sum(axis=0)) / part.X.sum()
+            for part in (cells[cells.obs["condition"] == name] for name in ("control", "case"))
+        ]
+        changed = (true != 0).to_numpy()
+        found = np.log2(shares[1][changed] / shares[0][changed])
+        assert np.corrcoef(found, true[changed])[0, 1] > 0.95
+
+    def test_an_enriched_line_is_more_frequent_in_cases(self):
+        adata = scvip.datasets.donors(n_cells=1000, enriched={"HCC827": 3})
+        share = (adata.obs["cell_type"] == "HCC827").groupby(adata.obs["condition"], observed=True).mean()
+        assert share["control"] == pytest.approx(0.11, abs=0.04)
+        assert share["case"] == pytest.approx(0.28, abs=0.06)
+
+    def test_an_unknown_line_is_refused(self):
+        with pytest.raises(ValueError, match=r"enriched has 'A549', which is no cell line; there is: H1975"):
+            scvip.datasets.donors(enriched={"A549": 2})

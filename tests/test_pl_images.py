@@ -12,7 +12,7 @@ from matplotlib.testing.compare import compare_images
 
 from scanpy_scvipyro import checks
 from scanpy_scvipyro import pl as plots
-from scanpy_scvipyro.pl import _integration, _labels, _posterior_predictive
+from scanpy_scvipyro.pl import _abundance, _integration, _labels, _posterior_predictive
 
 BASELINES = Path(__file__).parent / "baseline_images"
 pytestmark = pytest.mark.usefixtures("no_windows")
@@ -116,3 +116,16 @@ def test_umap_in_colours_of_the_data(canvas, tmp_path):
     cells.uns["type_colors"] = ["#112233", "#e07020", "#30a0d0"]
     _integration.draw(canvas, cells, "after", "type")
     assert_looks_as_before(canvas, "umap", tmp_path)
+
+
+@pytest.mark.parametrize("panel", ["umap", "by_label"])
+def test_abundance(canvas, tmp_path, panel):
+    rng = np.random.default_rng(0)
+    places = rng.normal(size=(90, 2)) + 6 * np.repeat(np.eye(3), 30, axis=0)[:, :2]
+    change = rng.normal(0, 0.4, 90) + np.repeat([2, 0, -1], 30)
+    cells = _abundance.Cells(change, np.abs(change) > 0.8, "case over control")
+    if panel == "umap":
+        _abundance.draw_umap(canvas, places, cells)
+    else:
+        _abundance.draw_by_label(canvas, cells, pd.Categorical(np.repeat(list("abc"), 30)))
+    assert_looks_as_before(canvas, f"abundance_{panel}", tmp_path)

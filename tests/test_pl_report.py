@@ -9,6 +9,7 @@ import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse
 
@@ -284,3 +285,22 @@ def test_a_browser_would_tell_of_errors_and_wide_pages(browse):
     assert any("missing is not defined" in line for line in console)
     assert desktop["needed"] > desktop["inside"]
     assert desktop["broken"] == 1
+
+
+class TestAbundance:
+    def test_conditions_have_a_section(self, trained_small, tmp_path):
+        trained_small.obs["donor"] = pd.Categorical([f"d{i % 6}" for i in range(90)])
+        trained_small.obs["condition"] = np.where(np.arange(90) % 6 < 3, "case", "control")
+        path = tmp_path / "report.html"
+        arguments = {"labels_key": "cell_type", "condition_key": "condition", "sample_key": "donor"}
+        scvip.pl.report(trained_small, path=path, **arguments)
+        page = path.read_text()
+        assert '<h2 id="abundance">' in page
+        assert "(control over case)" in page
+        scvip.pl.report(trained_small, path=path)
+        assert '<h2 id="abundance">' not in path.read_text()
+
+    def test_conditions_without_samples_are_refused(self, trained_small, tmp_path):
+        with pytest.raises(ValueError, match=r"condition_key='batch' and sample_key=None go together"):
+            scvip.pl.report(trained_small, path=tmp_path / "report.html", condition_key="batch")
+        assert not list(tmp_path.glob("*.html"))

@@ -85,9 +85,9 @@ class TestModeration:
         expected = (found.prior_df * found.prior_variance + d * variance) / (found.prior_df + d)
         np.testing.assert_allclose(found.variance, expected)
 
-    def test_two_genes_are_left_as_they_are(self):
-        found = quasi_likelihood.moderate(np.array([1.0, 2.0]), np.array([4.0, 4.0]))
-        assert found.variance.tolist() == [1, 2]
+    def test_four_genes_are_left_as_they_are(self):
+        found = quasi_likelihood.moderate(np.array([1.0, 2.0, 3.0, 4.0]), np.full(4, 4.0))
+        assert found.variance.tolist() == [1, 2, 3, 4]
         assert found.prior_df == 0
 
 

@@ -1,9 +1,10 @@
 """Real data sets to try things on: raw counts, with labels where they are known.
 
-:func:`cell_mixtures` is part of the package. The others are files that are looked for in the folder that the
-environment variable ``SCVIPYRO_DATA`` names, then in the cache (``pooch.os_cache("scanpy_scvipyro")``), and else
-downloaded there from the folder whose address (``https://`` or ``file://``) is in ``SCVIPYRO_DATA_URL``: your lab's
-mirror, or the release page of the project. Their checksums are compared in any case.
+:func:`cell_mixtures`, and :func:`donors` that are made from it, are part of the package. The others are files that are
+looked for in the folder that the environment variable ``SCVIPYRO_DATA`` names, then in the cache
+(``pooch.os_cache("scanpy_scvipyro")``), and else downloaded there from the folder whose address (``https://`` or
+``file://``) is in ``SCVIPYRO_DATA_URL``: your lab's mirror, or the release page of the project. Their checksums are
+compared in any case.
 """
 
 from __future__ import annotations
@@ -14,9 +15,20 @@ from typing import TYPE_CHECKING
 from scanpy_scvipyro.datasets import _fetch
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from anndata import AnnData
 
-__all__ = ["cell_mixtures", "neurons_10x_10k", "pbmc_10x_4chemistries", "pbmc_facs_zheng", "sc_mixology_5plates"]
+__all__ = [
+    "cell_mixtures",
+    "donors",
+    "neurons_10x_10k",
+    "pbmc_10x_4chemistries",
+    "pbmc_facs_zheng",
+    "sc_mixology_5plates",
+]
+
+N_OF_RARE_LINE = 80  # cells of HCC827 in the pool of donors, so that there is a rare type
 
 
 def cell_mixtures() -> AnnData:
@@ -45,6 +57,69 @@ def cell_mixtures() -> AnnData:
 
     with as_file(files(__name__) / "cell_mixtures.h5ad") as path:
         return read_h5ad(path)
+
+
+def donors(
+    *,
+    n_donors: tuple[int, int] = (6, 6),
+    n_cells: int = 200,
+    n_changed: int = 0,
+    enriched: Mapping[str, float] | None = None,
+    random_state: int = 0,
+) -> AnnData:
+    """Donors of two conditions, made from real cells, so that what differs between them is known.
+
+    Each donor gets cells of the 10x part of :func:`cell_mixtures`, drawn with replacement, in shares of the three cell
+    lines that vary between donors around 44, 44 and 11 % (``HCC827``). Counts are thinned by probabilities that vary
+    between donors, log-normally, with a standard deviation of 0.1 to 0.3 or so, larger for low genes. So no two donors
+    are alike, and where nothing is asked to differ, cases and controls are two random sets of donors.
+
+    Parameters
+    ----------
+    n_donors
+        Controls and cases.
+    n_cells
+        Mean number of cells of a donor.
+    n_changed
+        Genes of each cell type that are lower in cases, or in controls, by 0.5 to 2 on the log2 scale.
+    enriched
+        Fold by which a cell line is more frequent in cases, such as ``{"HCC827": 2}``.
+    random_state
+        Seed.
+
+    Returns
+    -------
+    AnnData with counts in ``.X`` (CSR, float32); ``donor``, ``condition`` (``control``, ``case``) and ``cell_type`` in
+    ``.obs``; and in ``.varm["log2_fold_change"]`` the true changes by gene and cell type.
+
+    Examples
+    --------
+    >>> import scanpy_scvipyro as scvip
+    >>> adata = scvip.datasets.donors(n_changed=30)
+    >>> (adata.varm["log2_fold_change"] != 0).sum().tolist()
+    [30, 30, 30]
+    """
+    from scanpy_scvipyro.datasets import _donors
+
+    mixtures = cell_mixtures()
+    is_10x, is_rare = mixtures.obs["batch"] == "10x_3cl", mixtures.obs["cell_type"] == "HCC827"
+    pool = mixtures[is_10x & (~is_rare | ((is_10x & is_rare).cumsum() <= N_OF_RARE_LINE))].copy()
+    pool.obs["population"] = pool.obs["cell_type"]
+    if unknown := set(enriched or {}) - set(pool.obs["population"]):
+        there = ", ".join(sorted(pool.obs["population"].unique()))
+        raise ValueError(f"enriched has {sorted(unknown)[0]!r}, which is no cell line; there is: {there}.")
+    adata = _donors.make(
+        pool,
+        n_donors=n_donors,
+        n_cells=n_cells,
+        at_least=0,
+        at_most=10 * n_cells,
+        n_changed=n_changed,
+        enriched=enriched,
+        random_state=random_state,
+    )
+    del adata.obs["population"]
+    return adata
 
 
 def sc_mixology_5plates() -> AnnData:

@@ -24,6 +24,8 @@ def report(
     key: str = "scvi_pyro",
     batch_key: str | None = None,
     labels_key: str | None = None,
+    condition_key: str | None = None,
+    sample_key: str | None = None,
     max_cells: int = 5000,
     module: type[SCVI] | None = None,
     random_state: int = 0,
@@ -48,6 +50,12 @@ def report(
     labels_key
         Column of ``adata.obs`` with labels such as cell types, by default the one the model was trained with, if any.
         They make the scores and warnings of integration much more telling.
+    condition_key
+        Column of ``adata.obs`` with two conditions, such as case and control, for a section on where cells of the
+        second (in the order of its categories) are more frequent, as by
+        :func:`scanpy_scvipyro.tl.differential_abundance`. Needs ``sample_key``.
+    sample_key
+        Column of ``adata.obs`` with the samples, such as donors, which are the replicates of that comparison.
     max_cells
         Cells to embed and to simulate, at least 20, drawn at random if there are more; the page says so.
     module
@@ -109,11 +117,21 @@ def write_page(
     if path.is_dir():
         raise IsADirectoryError(f"path={str(path)!r} is a directory; name a file in it, such as 'report.html'.")
 
+    from scanpy_scvipyro import _conditions
     from scanpy_scvipyro.pl import _integration, _report_content, _report_page
 
+    samples = None
+    if condition_key is not None and sample_key is not None:
+        samples = _conditions.samples_of(adata, condition_key, sample_key, None, None)
+    elif condition_key is not None or sample_key is not None:
+        msg = (
+            f"condition_key={condition_key!r} and sample_key={sample_key!r} go together: conditions are compared over "
+            "samples; pass both, or neither."
+        )
+        raise ValueError(msg)
     columns = _integration.columns_of(adata, key, batch_key, labels_key)
     start = logg.info(f"writing a report on {key!r}")
-    content = _report_content.gather(adata, key, columns, max_cells, module, random_state)
+    content = _report_content.gather(adata, key, columns, samples, max_cells, module, random_state)
     path.write_text(_report_page.render(content), encoding="utf-8")
     logg.info("    finished", time=start, deep=f"wrote {path}")
     return content.findings

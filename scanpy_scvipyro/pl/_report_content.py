@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scanpy_scvipyro import (
+    _conditions,
     _lazy,
     _select,
     _stored,
@@ -21,13 +22,14 @@ from scanpy_scvipyro import (
     storage,
     training,
 )
-from scanpy_scvipyro.pl import _integration, _labels, _posterior_predictive
+from scanpy_scvipyro.pl import _abundance, _integration, _labels, _posterior_predictive
 from scanpy_scvipyro.pl._integration import AFTER, BEFORE
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from scanpy_scvipyro._conditions import Samples
     from scanpy_scvipyro.checks import Finding
     from scanpy_scvipyro.integration import Scores
     from scanpy_scvipyro.model import SCVI
@@ -54,12 +56,20 @@ class Content(NamedTuple):
     simulation: Simulation
     agreement: Agreement | None
     """Of labels, where the model predicts them."""
+    abundance: _abundance.Cells | None
+    """Of the cells shown, where conditions are compared."""
     n_shown: int
     n_cells: int
 
 
 def gather(
-    adata: AnnData, key: str, columns: Columns, max_cells: int, module: type[SCVI] | None, random_state: int
+    adata: AnnData,
+    key: str,
+    columns: Columns,
+    samples: Samples | None,
+    max_cells: int,
+    module: type[SCVI] | None,
+    random_state: int,
 ) -> Content:
     """Compute everything, from at most ``max_cells`` cells."""
     model, spec = storage.from_uns(adata, key, module)
@@ -97,9 +107,20 @@ def gather(
         batches=_batch_table(depth, names, codes, rows, surprise, cells, columns, scores[AFTER]),
         simulation=simulation,
         agreement=_labels.agreement_of(adata, key, None) if "labels" in stored else None,
+        abundance=None if samples is None else _abundance_of(adata, key, samples, rows, random_state),
         n_shown=len(rows),
         n_cells=adata.n_obs,
     )
+
+
+def _abundance_of(
+    adata: AnnData, key: str, samples: Samples, rows: NDArray[np.intp], random_state: int
+) -> _abundance.Cells:
+    """Compare conditions in all cells, for those shown."""
+    found = np.full((2, adata.n_obs), np.nan)
+    n_neighbors = _conditions.default_neighbors(samples)
+    found[:, samples.cells] = _conditions.by_neighbourhood(adata.obsm[f"X_{key}"], samples, n_neighbors, random_state)
+    return _abundance.Cells(found[0, rows], found[1, rows] < 0.05, f"{samples.group} over {samples.reference}")
 
 
 def _batches(adata: AnnData, columns: Columns) -> tuple[list[str], NDArray[np.integer]]:

@@ -8,7 +8,7 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from scanpy_scvipyro.pl import _history, _integration, _labels, _posterior_predictive
+from scanpy_scvipyro.pl import _abundance, _history, _integration, _labels, _posterior_predictive
 from scanpy_scvipyro.pl._integration import AFTER, BEFORE
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def render(content: Content) -> str:
     )
     with mpl.style.context("default"):
         pictures = {"curves": _curves(content), "umaps": _umaps(content), "checks": _predictive_checks(content)}
-        pictures["labels"] = _label_pictures(content)
+        pictures |= {"labels": _label_pictures(content), "abundance": _abundance_pictures(content)}
     return environment.get_template("report.html.jinja").render(
         content=content,
         pictures=pictures,
@@ -127,6 +127,23 @@ def _label_pictures(content: Content) -> list[Picture]:
             "UMAP of the cells, coloured by novelty",
         ),
     ]
+
+
+def _abundance_pictures(content: Content) -> list[Picture]:
+    """Where conditions are compared."""
+    cells, column = content.abundance, content.columns.label
+    if cells is None:
+        return []
+    umap = content.cells.obsm[f"{AFTER}_umap"]
+    n_up, n_down = (int((cells.is_found & (sign * cells.change > 0)).sum()) for sign in (1, -1))
+    counted = f"Cells in neighbourhoods that are more frequent: {n_up:,}, less frequent: {n_down:,} (FDR < 5 %)."
+    draw = partial(_abundance.draw_umap, umap=umap, cells=cells)
+    pictures = [_picture(draw, counted, "UMAP of the cells, coloured by log2 ratio of abundance", (4.6, 3.8))]
+    if column is not None:
+        labels = content.cells.obs[column].array
+        draw = partial(_abundance.draw_by_label, cells=cells, labels=labels)
+        pictures.append(_picture(draw, f"Log2 ratio of each cell by {column}.", "Log2 ratio by label", (4.6, 3.8)))
+    return pictures
 
 
 def _umaps(content: Content) -> list[Picture]:

@@ -1,5 +1,6 @@
 """Tools: what is computed and written into an AnnData."""
 
+from scanpy_scvipyro.tl._differential_abundance import differential_abundance
 from scanpy_scvipyro.tl._gene_correlations import gene_correlations
 from scanpy_scvipyro.tl._impute import impute
 from scanpy_scvipyro.tl._latent import latent
@@ -11,6 +12,7 @@ from scanpy_scvipyro.tl._score_cells import score_cells
 from scanpy_scvipyro.tl._scvi_pyro import scvi_pyro
 
 __all__ = [
+    "differential_abundance",
     "gene_correlations",
     "impute",
     "latent",
