@@ -70,6 +70,7 @@ def fitted(trained_small, empty_directory):
         ("map", tl.map_query, {"adata_ref", "module", "progress_bar", "copy"}),
         ("impute", tl.impute, {"module", "progress_bar", "copy"}),
         ("rank-genes", tl.rank_genes_groups, {"module", "progress_bar", "copy"}),
+        ("abundance", tl.differential_abundance, {"copy"}),
         ("report", pl.report, {"path", "module"}),
         ("convert", scvip.write_model, {"path"}),
     ],
@@ -569,6 +570,29 @@ def test_rank_genes_writes_one_group_and_what_scanpy_plots(fitted):
     done("rank-genes", "fitted.h5ad", "-o", "genes.h5ad", *arguments)
     read = sc.get.rank_genes_groups_df(ad.read_h5ad("genes.h5ad"), "H1975", key="rank_genes_groups_scvi_pyro")
     assert read["names"].tolist() == table["names"].tolist()
+
+
+def test_abundance_writes_cells_or_labels(fitted):
+    fitted.obs["donor"] = pd.Categorical([f"d{i % 6}" for i in range(90)])
+    fitted.obs["condition"] = pd.Categorical(np.where(np.arange(90) % 6 < 3, "case", "control"))
+    fitted.write_h5ad("fitted.h5ad")
+    arguments = ["--condition-key", "condition", "--reference", "control", "--sample-key", "donor"]
+    done("abundance", "fitted.h5ad", "-o", "cells.csv", *arguments)
+    done("abundance", "fitted.h5ad", "-o", "labels.csv", *arguments, "--groupby", "cell_type")
+    tl.differential_abundance(fitted, "condition", reference="control", sample_key="donor", groupby="cell_type")
+    cells = pd.read_csv("cells.csv", index_col="cell")
+    np.testing.assert_allclose(cells["scvi_pyro_da_lfc"], fitted.obs["scvi_pyro_da_lfc"], rtol=1e-4)
+    labels = pd.read_csv("labels.csv", index_col="label")
+    np.testing.assert_allclose(labels["pvals"], fitted.uns["scvi_pyro_da"]["labels"]["pvals"])
+
+
+def test_rank_genes_takes_samples_as_replicates(fitted):
+    fitted.obs["donor"] = pd.Categorical([f"d{i % 6}" for i in range(90)])
+    fitted.obs["condition"] = pd.Categorical(np.where(np.arange(90) % 6 < 3, "case", "control"))
+    fitted.write_h5ad("fitted.h5ad")
+    arguments = ["--groups", "case", "--reference", "control", "--sample-key", "donor", "--within", "cell_type"]
+    done("rank-genes", "fitted.h5ad", "--groupby", "condition", *arguments, "-o", "genes.csv")
+    assert set(pd.read_csv("genes.csv")["group"]) == {"H1975", "H2228", "HCC827"}
 
 
 def test_a_model_goes_to_a_file_and_back(fitted):

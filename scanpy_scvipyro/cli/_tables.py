@@ -27,6 +27,15 @@ def ranked(adata: AnnData, key: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
+def compared(adata: AnnData, key: str) -> pd.DataFrame:
+    """Abundance of labels where they were compared, else of the neighbourhoods of cells."""
+    stored = adata.uns[f"{key}_da"]
+    if "labels" in stored:
+        return stored["labels"].rename_axis("label").reset_index()
+    columns = [stored["params"]["condition_key"], stored["params"]["sample_key"], f"{key}_da_lfc", f"{key}_da_fdr"]
+    return adata.obs[columns].rename_axis("cell").reset_index()
+
+
 def write(table: pd.DataFrame, path: Path) -> None:
     """Write a table in the format that the suffix names."""
     table.to_csv(path, sep="\t" if path.suffix == ".tsv" else ",", index=False)

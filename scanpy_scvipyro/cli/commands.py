@@ -170,6 +170,34 @@ def rank_genes(run: Run) -> None:
 
 
 @command(
+    "abundance",
+    tl.differential_abundance,
+    [
+        _trained(),
+        Output(
+            ["--output", "-o"],
+            (*_TABLES, *_DATA),
+            "Table of cells, or of labels with --groupby (.csv, .tsv), or AnnData (.h5ad, .zarr).",
+            metavar="FILE",
+            required=True,
+        ),
+    ],
+    example="scanpy-scvipyro abundance fitted.h5ad -o cells.csv \\\n"
+    "  --condition-key condition --reference control --sample-key donor",
+)
+def abundance(run: Run) -> None:
+    """Compare densities of latent codes between conditions: samples, such as donors, are the replicates."""
+    adata = run.read()
+    run.call(adata)
+    if run.places["output"].suffix in _DATA:
+        run.write(adata)
+    else:
+        with run.timed("write"):
+            key = run.arguments["key_added"] or run.arguments["key"]
+            _tables.write(_tables.compared(adata, key), run.places["output"])
+
+
+@command(
     "report",
     pl.report,
     [
