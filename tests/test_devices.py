@@ -169,6 +169,53 @@ def test_a_run_of_two_processes_goes_on_to_the_same_bits(start, small, tmp_path)
     assert not (tmp_path / "run.ckpt").exists()
 
 
+EACH_OPTION = """
+    import json, sys
+    import anndata as ad
+    import scanpy_scvipyro as scvip
+    from pytorch_lightning.utilities import rank_zero_only
+
+    path, options = json.loads(sys.argv[1])
+    sums = []
+    for option in options:
+        adata = ad.read_h5ad(path)
+        fixed = {"max_epochs": 2, "n_hidden": 8, "devices": 2, "accelerator": "cpu", "progress_bar": False}
+        scvip.tl.scvi_pyro(adata, batch_key="batch", **fixed | option)
+        sums.append(adata.obsm["X_scvi_pyro"].sum().item())
+    query = ad.read_h5ad(path)
+    query.obs["batch"] = "another"
+    scvip.tl.map_query(query, adata, max_epochs=2, progress_bar=False)  # on one device, in each process
+    sums.append(query.obsm["X_scvi_pyro"].sum().item())
+    open(f"sums{rank_zero_only.rank}.json", "w").write(json.dumps(sums))
+"""
+
+
+@pytest.mark.slow
+def test_every_option_trains_in_two_processes_one_after_the_other(small, tmp_path):
+    options = [
+        {"library": "latent"},
+        {"gene_likelihood": "zinb", "dispersion": "gene-cell"},
+        {"gene_likelihood": "poisson", "decoder": "linear"},
+        {"batch_representation": "embedding", "encode_covariates": True},
+        {"n_layers": 2, "dispersion": "gene-batch"},
+        {"dispersion": "gene-label", "labels_key": "cell_type"},
+        {"prior": "normal", "batch_alignment": 0.0, "encoder_normalization": "layer", "decoder_normalization": "none"},
+        {"early_stopping": True, "early_stopping_patience": 1, "max_epochs": 8},
+        {"precision": "bf16-mixed"},
+        {"precision": "64-true", "train_size": 1},
+        {"strategy": "ddp_find_unused_parameters_true"},
+    ]
+    small.write_h5ad(tmp_path / "small.h5ad")
+    (tmp_path / "train.py").write_text(textwrap.dedent(EACH_OPTION))
+    arguments = json.dumps([str(tmp_path / "small.h5ad"), options])
+    ran = subprocess.run([*TORCHRUN, "train.py", arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    first, second = (json.loads((tmp_path / f"sums{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert len(first) == len(options) + 1
+    assert np.isfinite(first).all()
+
+
 @pytest.mark.parametrize(("n_cells", "batch_size", "n_ranks"), [(90, 16, 2), (90, 7, 3), (7, 128, 3), (90, 3, 4)])
 def test_processes_share_all_cells_in_equally_many_minibatches(small, n_cells, batch_size, n_ranks):
     small.obs["number"] = np.arange(small.n_obs, dtype=float)

@@ -1,7 +1,9 @@
-"""Code in pages that are not run when the documentation is built. It needs the extra 'bench'."""
+"""Code in pages that are not run when the documentation is built. Some needs the extra 'bench'."""
 
 import importlib.util
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,13 @@ def test_calls_side_by_side_run(small):
         exec(block, scope)
     assert small.layers["normalized"].shape == small.shape
     assert scope["query"].obsm["X_scvi_pyro"].shape == scope["query"].obsm["X_scVI"].shape
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="docs/ is not packaged with the tests")
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_job_script_parses_and_asks_for_a_task_for_each_gpu():
+    script = PAGE.parent / "_static" / "slurm.sh"
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    asked = dict(re.findall(r"#SBATCH --([\w-]+)=(\S+)", script.read_text()))
+    assert asked["ntasks-per-node"] == asked["gpus-per-node"]
+    assert f"num_nodes={asked['nodes']}" in (PAGE.parent / "scaling.md").read_text()
