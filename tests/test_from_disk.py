@@ -282,6 +282,19 @@ class TestQueries:
         assert _stored.names(scvip.read_model(tmp_path / "model.safetensors")) == ["scvi_pyro"]
 
 
+def test_collections_of_annbatch_are_read(small, tmp_path):
+    annbatch = pytest.importorskip("annbatch", reason="needs Python 3.12")
+    path = written(small, tmp_path)
+    collection = annbatch.DatasetCollection(tmp_path / "collection")
+    collection.add_adatas([path.with_name("part0.h5ad"), path.with_name("part1.h5ad")])
+    opened = ad.concat([ad.experimental.read_lazy(group) for group in collection], merge="same")
+    assert not opened.obs_names.equals(small.obs_names)
+    cells = load(opened, batch_key="batch").cells(torch.arange(90))
+    ordered = small[opened.obs_names]
+    np.testing.assert_array_equal(dense(cells), ordered.X.toarray())
+    assert cells.batch.tolist() == ordered.obs["batch"].cat.codes.tolist()
+
+
 @pytest.mark.parametrize("name", ["backed", "lazy zarr"])
 def test_queries_are_mapped(mixtures, tmp_path, train_quickly, name):
     reference, query = mixtures[::2].copy(), mixtures[1::2].copy()
