@@ -36,7 +36,7 @@ class OnDisk:
     def __init__(self, matrix: Any, where: str, genes: NDArray[Any]) -> None:
         _refuse_columns(matrix, where)
         self.where = where
-        self._read_rows, self.bounds = _reader(matrix)
+        self._read_all, self.bounds = _reader(matrix)
         self._columns = _select.columns(genes, matrix.shape[1])
         self.n_cells, self.n_genes = matrix.shape[0], len(np.arange(matrix.shape[1])[genes])
         self._buffer_size = BLOCK
@@ -47,9 +47,9 @@ class OnDisk:
         """Read all counts once: refuse what is none, sum them over batches, and return the sum of each cell."""
         depth = torch.empty(self.n_cells, 1)
         sums, n_values = torch.zeros(3, (int(batch.max()) + 1) * self.n_genes, dtype=torch.float64), 0
-        unchecked = ahead(lambda rows: (rows, self._read_rows(rows.start, rows.stop)), self._slices())
+        unchecked = ahead(lambda rows: (rows, self._stored(rows.start, rows.stop)), self._slices())
         for rows, part in _progress.over_cells(unchecked, self.n_cells, "Checking counts", show=show):
-            counts = _counts.checked(part[:, self._columns], self.where, adata, rows.start)
+            counts = _counts.checked(part, self.where, adata, rows.start)
             depth[rows] = torch.from_numpy(np.asarray(counts.sum(axis=1), dtype=np.float32).reshape(-1, 1))
             csr.add_to(sums, CSR.of(counts), batch[rows])
             n_values += counts.nnz
@@ -119,7 +119,12 @@ class OnDisk:
 
     def _counts(self, start: int, stop: int) -> sparse.csr_array:
         """Cells of one block."""
-        return _counts.canonical(self._read_rows(start, stop)[:, self._columns])
+        return _counts.canonical(self._stored(start, stop))
+
+    def _stored(self, start: int, stop: int) -> sparse.csr_array:
+        """Cells of one block as they are in the file, without the genes that are not needed."""
+        rows = self._read_all(start, stop)
+        return rows if isinstance(self._columns, slice) else rows[:, self._columns]  # scipy copies also through a slice
 
     def _read(self, rows: Tensor) -> tuple[CSR, Tensor]:
         """Read cells in the order of the file, each once; and where the given ones stand among them."""
