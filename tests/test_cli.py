@@ -26,7 +26,7 @@ from scipy.io import mmwrite
 
 import scanpy_scvipyro as scvip
 from scanpy_scvipyro import pl, tl
-from scanpy_scvipyro.cli import _exit, _inputs, _options, _outputs, app
+from scanpy_scvipyro.cli import _exit, _inputs, _options, _outputs, _surroundings, app
 from scanpy_scvipyro.cli._listed import SUMMARIES
 from scanpy_scvipyro.cli.commands import COMMANDS
 
@@ -293,6 +293,12 @@ def test_errors_of_data_or_machine_have_codes_and_one_line(error, code, line, ca
     assert (ended.value.exit_code, capsys.readouterr().err) == (code, line)
 
 
+def test_a_model_beyond_the_memory_ends_with_code_3(counts):
+    result = call("fit", "counts.h5ad", "-o", "out.h5ad", "--n-hidden", 10**10)
+    assert (result.exit_code, there()) == (3, ["counts.h5ad"])
+    assert result.stderr.splitlines()[-1].startswith("error: out of memory: ")
+
+
 def test_what_caused_an_error_counts():
     with pytest.raises(click.exceptions.Exit) as ended, _exit.codes():
         raise RuntimeError("could not close") from OSError(errno.ENOSPC, "No space left on device")
@@ -310,6 +316,26 @@ def test_signals_have_their_handlers_back():
         os.kill(os.getpid(), signal.SIGTERM)
     assert ended.value.exit_code == 130
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_where_home_cannot_be_written_to_numba_gets_a_folder(monkeypatch, empty_directory):
+    for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setenv("HOME", str(empty_directory))
+    _surroundings.prepare()
+    assert "NUMBA_CACHE_DIR" not in os.environ
+
+    monkeypatch.setattr(_surroundings, "_is_writable", lambda _: False)
+    _surroundings.prepare()
+    assert Path(os.environ["NUMBA_CACHE_DIR"]).is_dir()
+    assert os.environ["MPLCONFIGDIR"] == os.environ["NUMBA_CACHE_DIR"]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder that nobody can write to")
+def test_a_folder_is_writable_if_something_can_be_written_there(empty_directory):
+    assert _surroundings._is_writable(empty_directory / "not" / "yet")
+    assert not _surroundings._is_writable(Path("/proc/nowhere/.cache"))
 
 
 # Inputs

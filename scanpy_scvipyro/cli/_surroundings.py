@@ -32,8 +32,12 @@ def prepare() -> None:
 
 def _is_writable(folder: Path) -> bool:
     """Whether a folder, or the first one above it that exists, can be written to."""
-    there = next((path for path in (folder, *folder.parents) if path.is_dir()), None)
-    return there is not None and os.access(there, os.W_OK | os.X_OK)
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
@@ -11,19 +12,21 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+_OF_SCANPY = {"names", "scores", "logfoldchanges", "pvals", "pvals_adj"}
+_PLAIN = np.dtype(float)
+
 
 def ranked(adata: AnnData, key: str) -> pd.DataFrame:
     """Ranked genes of all groups, as Scanpy names them, with the probabilities beside them."""
     import scanpy as sc
 
     stored = adata.uns[key]
+    further = [name for name in stored if name not in _OF_SCANPY and getattr(stored[name], "dtype", _PLAIN).names]
     tables = []
     for group in stored["names"].dtype.names:
-        table = sc.get.rank_genes_groups_df(adata, group, key=key).assign(
-            proba_de=stored["proba_de"][group], bayes_factor=stored["bayes_factor"][group]
-        )
+        table = sc.get.rank_genes_groups_df(adata, group, key=key)
         table.insert(0, "group", group)
-        tables.append(table)
+        tables.append(table.assign(**{name: stored[name][group] for name in further}))
     return pd.concat(tables, ignore_index=True)
 
 
