@@ -160,6 +160,7 @@ def compare(parts: Sums, how: Plan, delta: float, pseudocounts: float) -> Differ
         beyond = norm.sf((np.abs(change) - delta) / error) + norm.sf((np.abs(change) + delta) / error)
         log_fold_change[tested], score[tested], p_value[tested] = change, change / error, beyond
         proba_de[tested] = probability_of_change(change, error, delta)
+        proba_de[~tested] = proba_de[tested].min()
         adjusted[tested] = quasi_likelihood.false_discovery_rate(beyond)
     return Differences(log_fold_change, score, proba_de, log_odds(proba_de), delta, p_value, adjusted)
 

@@ -91,6 +91,8 @@ class TestConditions:
         row = table(changed, "case").loc[lowest]
         assert row["pvals"] == row["pvals_adj"] == 1
         assert row["logfoldchanges"] == 0
+        lowest_known = changed.uns[KEY]["proba_de"]["case"].min()
+        assert changed.uns[KEY]["proba_de"]["case"][changed.uns[KEY]["names"]["case"] == lowest][0] == lowest_known
 
 
 class TestStructure:
