@@ -56,7 +56,7 @@ def differential_abundance(
         Name of the model, whose codes are in ``adata.obsm["X_{key}"]``.
     n_neighbors
         Cells in a neighbourhood; by default ten for each sample, at least 30. More find smaller differences, of larger
-        populations: with five for each sample, 62 instead of 95 % of a population that was enriched fourfold
+        populations: with five for each sample, 52 instead of 87 % of a population that was enriched fourfold
         (docs/benchmarks.md).
     key_added
         Name of the results, by default ``key``.
