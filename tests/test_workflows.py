@@ -42,7 +42,7 @@ def run(*command, **options):
 def test_snakemake_runs_the_example(tmp_path):
     shutil.copytree(WORKFLOWS / "snakemake", tmp_path / "snakemake")
     example = tmp_path / "snakemake" / "example"
-    ran = run(SNAKEMAKE, "--cores", "2", cwd=example)
+    ran = run(SNAKEMAKE, "--cores", "1", cwd=example)
     assert ran.returncode == 0, ran.stderr
     results = example / "results" / "mixtures"
     annotated = ad.read_h5ad(results / "annotated.h5ad")
@@ -72,6 +72,28 @@ def test_snakemake_runs_the_other_rules(tmp_path):
     ran = run(SNAKEMAKE, "--cores", "1", "--rerun-triggers", "input", "--", *targets, cwd=example)
     assert ran.returncode == 0, ran.stderr
     assert all((example / target).exists() for target in targets)
+
+
+@pytest.mark.slow
+@needs_program
+@pytest.mark.skipif(shutil.which("Rscript") is None, reason="needs R, with anndataR and SingleCellExperiment")
+def test_the_script_of_the_page_from_r_brings_codes_back(empty_directory):
+    cells = scvip.datasets.cell_mixtures()
+    cells.write_h5ad("cells.h5ad")
+    setup = (
+        "suppressPackageStartupMessages({library(SingleCellExperiment); library(anndataR)}); "
+        'read <- read_h5ad("cells.h5ad", as = "SingleCellExperiment"); '
+        'cells <- SingleCellExperiment(list(counts = assay(read, "X")), colData = colData(read)); '
+        'saveRDS(cells, "counts.rds")'
+    )
+    made = run("Rscript", "-e", setup)
+    if "there is no package called" in made.stderr:
+        pytest.skip(made.stderr.strip().splitlines()[0])
+    assert made.returncode == 0, made.stderr
+    ran = run("Rscript", str(WORKFLOWS.parent / "docs" / "from_r.R"), "counts.rds", "fitted.rds", "batch")
+    assert ran.returncode == 0, ran.stderr
+    shown = run("Rscript", "-e", 'library(SingleCellExperiment); cat(dim(reducedDim(readRDS("fitted.rds"), "scvi")))')
+    assert shown.stdout == "1345 10"
 
 
 def scripts(name):

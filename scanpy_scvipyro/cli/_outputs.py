@@ -13,6 +13,7 @@ from scanpy_scvipyro.cli import _exit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from io import FileIO
     from types import TracebackType
 
     from anndata import AnnData
@@ -89,7 +90,7 @@ def write(adata: AnnData, path: Path) -> None:
 
     adata.strings_to_categoricals()
     with path.open("w+b", buffering=0) as file:
-        unfailing = _Unfailing(file.fileno())
+        unfailing = _Unfailing(file)
         with h5py.File(unfailing, "w") as hdf5:
             write_elem(hdf5, "/", adata)
         if unfailing.error is not None:
@@ -100,8 +101,8 @@ def write(adata: AnnData, path: Path) -> None:
 class _Unfailing:
     """A file for HDF5, which crashes (1.14, 2.0) when a write fails: the error is kept, and the rest is not written."""
 
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor, self.at, self.size = descriptor, 0, 0
+    def __init__(self, file: FileIO) -> None:
+        self.file, self.at, self.size = file, 0, 0
         self.error: OSError | None = None
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -112,7 +113,8 @@ class _Unfailing:
         return self.at
 
     def read(self, size: int) -> bytes:
-        found = os.pread(self.descriptor, size, self.at)
+        self.file.seek(self.at)
+        found = self.file.read(size) or b""
         self.at += size
         return found.ljust(size, b"\0")
 
@@ -123,10 +125,9 @@ class _Unfailing:
     def write(self, content: Any) -> int:
         rest = memoryview(content)
         with self._remembered():
-            start = self.at
+            self.file.seek(self.at)
             while self.error is None and rest:
-                n_written = os.pwrite(self.descriptor, rest, start)
-                rest, start = rest[n_written:], start + n_written
+                rest = rest[self.file.write(rest) :]
         self.at += len(content)
         self.size = max(self.size, self.at)
         return len(content)
@@ -134,7 +135,7 @@ class _Unfailing:
     def truncate(self, size: int | None = None) -> int:
         self.size = self.at if size is None else size
         with self._remembered():
-            os.ftruncate(self.descriptor, self.size)
+            self.file.truncate(self.size)
         return self.size
 
     def flush(self) -> None:
