@@ -19,6 +19,7 @@ import anndata as ad
 import pytest
 
 import scanpy_scvipyro as scvip
+from scanpy_scvipyro.cli._listed import SUMMARIES
 
 WORKFLOWS = Path(__file__).parents[1] / "workflows"
 MODULES = WORKFLOWS / "nextflow" / "modules" / "scanpyscvipyro"
@@ -34,6 +35,12 @@ needs_program = pytest.mark.skipif(
 def run(*command, **options):
     environment = os.environ | {"PATH": PATH}
     return subprocess.run(command, env=environment, check=False, capture_output=True, text=True, **options)
+
+
+def test_each_command_has_a_rule_of_snakemake():
+    rules = (WORKFLOWS / "snakemake" / "rules.smk").read_text()
+    started = re.findall(r'^ +"scanpy-scvipyro ([\w-]+) ', rules, flags=re.MULTILINE)
+    assert sorted(started) == sorted(SUMMARIES.keys() - {"demo"})
 
 
 @pytest.mark.slow

@@ -77,6 +77,20 @@ rule scvi_rank_genes:
         " --threads {threads} --overwrite 2> {log:q}"
 
 
+rule scvi_abundance:
+    input:
+        data="results/{name}/fitted.h5ad",
+        options=OPTIONS,
+    output:
+        "results/{name}/abundance.csv",
+    log:
+        "results/{name}/logs/abundance.log",
+    threads: 2
+    shell:
+        "scanpy-scvipyro abundance {input.data:q} -o {output:q} --config {input.options:q}"
+        " --threads {threads} --overwrite 2> {log:q}"
+
+
 rule scvi_impute:
     input:
         data="results/{name}/fitted.h5ad",
