@@ -84,7 +84,9 @@ class SCANVI(SCVI):
             with poutine.scale(scale=kl_weight):
                 prior = self.prior(cells.label)
                 z = pyro.sample("z", prior)
-                self.align(prior, z, cells.batch)
+                # By the components of all cells: those without a label take others than the labels' own where a batch
+                # has none, and would not be brought to the labelled ones (docs/benchmarks.md).
+                self.align(self.prior(), z, cells.batch)
                 library_size = cells.library_size
                 if self.library == "latent":
                     library_size = pyro.sample("library_size", self.library_prior(cells.batch))

@@ -105,6 +105,22 @@ def test_trace_lists_code_label_and_counts(module, cells):
     assert (trace.stochastic_nodes, trace.observation_nodes) == (["cells", "z"], ["y", "x"])
 
 
+def test_batches_are_aligned_whatever_the_labels(cells):
+    torch.manual_seed(0)
+    module = SCANVI(6, 2, n_labels=N_LABELS, n_prior_components=N_FREE, n_latent=2, n_hidden=4, batch_alignment=1.0)
+    many = [torch.cat([part.to_dense()] * 10) for part in cells]  # a component of a few cells is not aligned
+    cells = Cells(*many)._replace(batch=torch.arange(80) % 2)
+    penalties = []
+    for label in (cells.label, torch.zeros_like(cells.label)):  # of half of the cells, and of none
+        torch.manual_seed(1)
+        guide = poutine.trace(module.guide).get_trace(cells)
+        trace = poutine.trace(poutine.replay(module.model, guide)).get_trace(cells._replace(label=label))
+        trace.compute_log_prob()
+        penalties.append(trace.nodes["alignment"]["log_prob"])
+    assert penalties[0].abs().sum() > 0
+    torch.testing.assert_close(penalties[0], penalties[1])
+
+
 def test_few_labels_count_as_much_as_if_every_cell_had_one(module, cells):
     module.weigh_labels(cells.label)
     trace = poutine.trace(module.model).get_trace(cells)
