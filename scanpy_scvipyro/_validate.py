@@ -115,7 +115,8 @@ def check_adata(adata: object, *, min_cells: int = 2, on_disk: bool = False) -> 
     if not isinstance(adata, AnnData):
         msg = (
             f"adata is a {type(adata).__name__}, not an AnnData; wrap a count matrix as anndata.AnnData(counts), read "
-            "a file with scanpy.read_h5ad(path)."
+            "a file with scanpy.read_h5ad(path), or several as one with "
+            "anndata.concat([anndata.experimental.read_lazy(path) for path in paths])."
         )
         raise TypeError(msg)
     if not on_disk and _lazy.is_on_disk(adata):

@@ -26,8 +26,8 @@ R = TypeVar("R")
 
 BLOCK = 512
 """Neighbouring cells that are read together. Files are compressed in parts of about as many."""
-BUFFER = 1 << 27
-"""Bytes of counts that minibatches are taken from: 100,000 cells with counts of 160 genes each, of 200 blocks."""
+BUFFER = 1 << 28
+"""Bytes of counts that minibatches are taken from: 200,000 cells with counts of 160 genes each, of 400 blocks."""
 
 
 class OnDisk:

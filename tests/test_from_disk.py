@@ -383,6 +383,11 @@ class TestRefusals:
         train_quickly(part, impute=False)
         assert part.obsm["X_scvi_pyro"].shape == (50, 10)
 
+    @pytest.mark.parametrize("several", [list, ad.experimental.AnnCollection])
+    def test_files_that_are_not_one(self, small, several, train_quickly):
+        with pytest.raises(TypeError, match=rf"adata is a {several.__name__}.*anndata\.concat\(\[.*read_lazy\(path\)"):
+            train_quickly(several([small[:40].copy(), small[40:].copy()]), impute=False)
+
     def test_missing_genes(self, small, tmp_path, opened_as, train_quickly):
         train_quickly(small, impute=False)
         opened = opened_as(written(small[:, 5:].copy(), tmp_path))
