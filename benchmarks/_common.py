@@ -243,7 +243,7 @@ def quiet() -> None:
 
 def report(table: pd.DataFrame, name: str, output: Path | None, decimals: int = 2) -> None:
     """Print a Markdown table under what it was measured on; write it and a JSON file where asked."""
-    packages = ("scanpy-scvipyro", "scvi-tools", "scib-metrics", "harmonypy", "magic-impute")
+    packages = ("scanpy-scvipyro", "scvi-tools", "scib-metrics", "harmonypy", "magic-impute", "pydeseq2")
     packages += ("torch", "pyro-ppl", "pytorch-lightning", "scanpy")
     versions = []
     for package in packages:

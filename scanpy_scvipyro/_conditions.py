@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from scanpy_scvipyro import _names, _validate, abundance
+from scanpy_scvipyro import _lazy, _names, _validate, abundance
 from scanpy_scvipyro._validate import did_you_mean
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def samples_of(
     from scanpy_scvipyro import replicates
 
     _validate.check_obs_key(adata, condition_key, "condition_key")
-    conditions = _names.categories(adata.obs[condition_key], f"condition_key={condition_key!r}")
+    conditions = _names.categories(_lazy.column(adata.obs, condition_key), f"condition_key={condition_key!r}")
     known = conditions.categories.tolist()
     reference = known[0] if reference is None and known else reference
     chosen = {"reference": reference} if group is None else {"reference": reference, "group": group}
