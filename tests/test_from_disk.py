@@ -221,15 +221,18 @@ class TestTraining:
         assert len(cell_data.counts._buffers(parts)) == 1
 
     @pytest.mark.slow
-    def test_sorted_files_train_as_well_as_memory(self, simulated, tmp_path):
+    def test_sorted_files_train_as_well_as_memory(self, simulated, tmp_path, monkeypatch):
+        monkeypatch.setattr(from_disk, "BLOCK", 4)
+        monkeypatch.setattr(from_disk, "BUFFER", 1 << 17)
         ordered = simulated[simulated.obs.sort_values(["batch", "group"]).index].copy()
         path, elbo = written(ordered, tmp_path), {"disk": [], "memory": []}
-        for seed in range(4):
+        options = {"batch_key": "batch", "max_epochs": 20, "impute": False, "progress_bar": False}
+        for seed in range(3):
             for name, adata in (("disk", FORMS["backed"](path)), ("memory", ordered.copy())):
-                scvip.tl.scvi_pyro(adata, batch_key="batch", impute=False, progress_bar=False, random_state=seed)
+                scvip.tl.scvi_pyro(adata, **options, random_state=seed)
                 elbo[name].append(adata.uns["scvi_pyro"]["history"]["validation_elbo"].iloc[-1])
-        difference = np.subtract(elbo["disk"], elbo["memory"])
-        assert abs(difference.mean()) < 3 * max(difference.std(ddof=1) / 2, 0.1), elbo
+        lost = np.mean(elbo["memory"]) - np.mean(elbo["disk"])
+        assert lost < max(np.ptp(elbo["memory"]), 1.0), elbo
 
     def test_labels_are_learnt(self, mixtures, tmp_path):
         mixtures.obs["known"] = mixtures.obs["cell_type"].where(mixtures.obs["batch"] == "10x_3cl")
