@@ -83,6 +83,7 @@ def test_stderr_that_is_no_terminal_gets_no_bars_and_no_colours(fitted):
     assert "arning:" not in text
 
 
+@pytest.mark.slow
 def test_commands_go_on_where_others_stopped(fitted, work):
     """Model file, mapping, ranked genes, imputation, report, each by a process of its own."""
     model, trained = work / "model.safetensors", fitted[0] / "größe.h5ad"
@@ -183,6 +184,7 @@ def test_help_and_completion_come_without_scanpy():
     assert completed("fit --gene-likelihood z") == ["zinb"]
 
 
+@pytest.mark.slow
 def test_demo_finds_the_cell_lines_and_mixes_the_protocols(tmp_path):
     folder = tmp_path / "demo"
     folder.mkdir()
