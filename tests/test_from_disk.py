@@ -226,7 +226,7 @@ class TestTraining:
         monkeypatch.setattr(from_disk, "BUFFER", 1 << 17)
         ordered = simulated[simulated.obs.sort_values(["batch", "group"]).index].copy()
         path, elbo = written(ordered, tmp_path), {"disk": [], "memory": []}
-        options = {"batch_key": "batch", "max_epochs": 20, "impute": False, "progress_bar": False}
+        options = {"batch_size": 16, "max_epochs": 10, "impute": False, "progress_bar": False}
         for seed in range(3):
             for name, adata in (("disk", FORMS["backed"](path)), ("memory", ordered.copy())):
                 scvip.tl.scvi_pyro(adata, **options, random_state=seed)
