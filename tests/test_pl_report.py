@@ -178,7 +178,7 @@ def test_a_batch_of_which_no_cell_is_shown_shifts_no_other(trained_small):
     columns = _integration.Columns("sample", None)
     # A seed whose 60 of 90 cells leave out both rare ones.
     seed = next(s for s in range(100) if _select.random_cells(90, 60, s)[0] > 1)
-    content = _report_content.gather(trained_small, "scvi_pyro", columns, 60, None, seed)
+    content = _report_content.gather(trained_small, "scvi_pyro", columns, None, 60, None, seed)
     shown = content.cells.obs["sample"].astype(str).to_numpy()
     assert "0_rare" not in shown
     assert content.batches.loc["0_rare"].isna().tolist() == [False, False, True, True, True]

@@ -101,6 +101,9 @@ class TestReplacedModels:
     """Of an earlier model under the same key nothing is left, whatever puts another one there."""
 
     CALLS = {
+        "differential_abundance": [
+            {"condition_key": "condition", "sample_key": "sample", "reference": "0", "groupby": "cell_type"}
+        ],
         "impute": [{"n_samples": 2}, {"n_samples": 2, "statistic": [0.05, 0.5, 1e-5]}],
         "latent": [{"n_samples": 2}],
         "posterior_predictive": [{}],
@@ -113,6 +116,8 @@ class TestReplacedModels:
     def used(self, request, small, train_quickly):
         """A linear model of which everything was asked, and the key it stands under."""
         key = request.param
+        small.obs["sample"] = [f"{i % 4}" for i in range(small.n_obs)]
+        small.obs["condition"] = [f"{i % 2}" for i in range(small.n_obs)]
         train_quickly(small, batch_key="batch", decoder="linear", key_added=key)
         for name, calls in self.CALLS.items():
             for arguments in calls:
@@ -129,7 +134,9 @@ class TestReplacedModels:
     @pytest.mark.parametrize("how", ["training", "mapping", "training a view"])
     def test_only_results_of_the_new_model_are_left(self, small, used, train_quickly, how):
         adata, key = used
-        untouched = ad.AnnData(small.X, obs=small.obs[["batch", "protocol", "cell_type"]], var=small.var)
+        untouched = ad.AnnData(
+            small.X, obs=small.obs[["batch", "protocol", "cell_type", "sample", "condition"]], var=small.var
+        )
         fresh = train_quickly(untouched, batch_key="batch", impute=False, key_added=key, copy=True)
         if how == "training":
             train_quickly(adata, batch_key="batch", impute=False, key_added=key)

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 # By field, the names of all that functions of tl write under the key of a model, {}, if they are given no other.
 _RESULTS = {
-    "obs": r"{}_(elbo|reconstruction|kl|log_likelihood|uncertainty|probability|novelty)",
+    "obs": r"{}_(elbo|reconstruction|kl|log_likelihood|uncertainty|probability|novelty|da_lfc|da_fdr)",
     "obsm": r"X_{0}(_var|_samples)?|{0}_probabilities",
     "layers": r"{}_(imputed(_q[\d.e-]+)?|simulated)",
     "varm": r"{}_loadings",
-    "uns": r"(rank_genes_groups_)?{}",
+    "uns": r"(rank_genes_groups_)?{0}|{0}_da",
 }
 
 
