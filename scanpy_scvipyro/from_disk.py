@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from anndata.abc import CSCDataset
 from scipy import sparse
+from threadpoolctl import threadpool_limits
 
 from scanpy_scvipyro import _counts, _lazy, _progress, _select, csr
 from scanpy_scvipyro.csr import CSR, Totals
@@ -140,7 +141,7 @@ class OnDisk:
 
 def ahead(function: Callable[[T], R], arguments: Iterable[T]) -> Iterator[R]:
     """Call a function on one argument after the other in a thread, one call ahead of what is asked for."""
-    with ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(1, initializer=_without_threads_of_its_own) as thread:
         coming = None
         for argument in arguments:
             current, coming = coming, thread.submit(function, argument)
@@ -148,6 +149,15 @@ def ahead(function: Callable[[T], R], arguments: Iterable[T]) -> Iterator[R]:
                 yield current.result()
         if coming is not None:
             yield coming.result()
+
+
+def _without_threads_of_its_own() -> None:
+    """Let this thread compute alone.
+
+    More threads than processors make OpenMP put them to sleep between any two operations, those of training as well.
+    """
+    torch.get_num_threads()  # which PyTorch sets in each thread once
+    threadpool_limits(1, user_api="openmp")
 
 
 def _reader(matrix: Any) -> tuple[Callable[[int, int], sparse.csr_array], list[int]]:

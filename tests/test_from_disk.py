@@ -396,3 +396,13 @@ class TestRefusals:
         opened = opened_as(written(small[:, 5:].copy(), tmp_path))
         with pytest.raises(ValueError, match=r"5 genes of the model are missing.*adata\[rows\]\.to_memory\(\)"):
             scvip.tl.map_query(opened, small, missing_genes="impute", impute=False)
+
+
+def test_the_reading_thread_computes_alone_and_leaves_other_threads_their_number():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert list(from_disk.ahead(lambda _: torch.get_num_threads(), range(2))) == [1, 1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
