@@ -134,7 +134,12 @@ def test_the_first_process_speaks_for_all(by_torchrun):
 
 
 @pytest.mark.parametrize(
-    ("launcher", "rank"), [(TORCHRUN, 1), ((), 0), ((), 1)], ids=["torchrun", "lightning, first", "lightning"]
+    ("launcher", "rank"),
+    [
+        pytest.param(TORCHRUN, 1, id="torchrun"),
+        pytest.param((), 0, id="lightning, first", marks=pytest.mark.slow),
+        pytest.param((), 1, id="lightning", marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_process_ends_the_other_within_a_minute(start, small, launcher, rank):
     fault = {"rank": rank, "epoch": 1, "kind": "kill"}
