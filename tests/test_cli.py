@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gzip
 import inspect
@@ -535,6 +536,17 @@ def test_one_place_is_not_for_two_outputs(counts):
             outputs.claim(Path("./a"))
 
 
+@contextlib.contextmanager
+def small_disk():
+    """No file grows beyond 20 kB, that of pytest's own output included: it must end before the test is reported."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -546,22 +558,14 @@ def test_one_place_is_not_for_two_outputs(counts):
         ["report", "-o", "out.html", "--max-cells", "20"],
     ],
 )
-def test_a_full_disk_ends_with_code_3_and_no_output(trained, arguments, empty_directory, small_disk_later):
+def test_a_full_disk_ends_with_code_3_and_no_output(trained, arguments, empty_directory):
     trained.write_h5ad("in.h5ad")
-    small_disk_later()
-    result = call(arguments[0], "in.h5ad", *arguments[1:], "--quiet")
+    with small_disk():
+        result = call(arguments[0], "in.h5ad", *arguments[1:], "--quiet")
     assert result.exit_code == 3, result.output
     assert result.stderr.startswith("error: no space left to write to: ")
     assert result.stderr.count("\n") == 1
     assert there() == ["in.h5ad"]
-
-
-@pytest.fixture
-def small_disk_later():
-    """Call it, and files of more than 20 kB cannot be written."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 # Commands
