@@ -11,6 +11,7 @@ import _common
 import numpy as np
 import pandas as pd
 import pyro
+import pyro.distributions as dist
 import torch
 import typer
 from pytorch_lightning import Callback
@@ -57,7 +58,13 @@ def parts(model: scvip.model.SCVI, cell_data: data.CellData, chosen: torch.Tenso
     observed = type(given)(*parameters).to_event(1)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, fused=True)
     elbo = MeanFieldELBO()(model.model, model.guide)
+    prior = training.untrained(None, cell_data, 4, {"prior": "mixture"}, 0.5).prior()
+    components = prior.component_distribution.base_dist
+    one_by_one = dist.MixtureSameFamily(prior.mixture_distribution, dist.Independent(components, 1))
     buffers = [torch.ones_like(counts) for _ in range(64)]
+
+    def gradients(values: torch.Tensor, of: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(values.sum(), of, retain_graph=True)
 
     def matrix_products() -> None:
         linear(counts, first).backward(torch.ones(len(chosen), len(first)))
@@ -83,7 +90,9 @@ def parts(model: scvip.model.SCVI, cell_data: data.CellData, chosen: torch.Tenso
         "minibatch": lambda: cell_data.cells(chosen),
         "matrix products": matrix_products,
         "likelihood": lambda: observed.log_prob(cells.counts),
-        "likelihood with gradients": lambda: torch.autograd.grad(observed.log_prob(cells.counts).sum(), parameters),
+        "likelihood with gradients": lambda: gradients(observed.log_prob(cells.counts), parameters),
+        "densities of a mixture prior with gradients": lambda: gradients(prior.log_prob(z), [components.loc]),
+        "the same, of one Normal after the other": lambda: gradients(one_by_one.log_prob(z), [components.loc]),
         "step without Pyro": step_without_pyro,
         "step": step,
         "Adam": optimizer.step,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from scanpy_scvipyro import _lazy, _names, _validate, abundance
-from scanpy_scvipyro._validate import did_you_mean
+from scanpy_scvipyro import _lazy, _names, _select, _validate, abundance
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,12 +47,8 @@ def samples_of(
     conditions = _names.categories(_lazy.column(adata.obs, condition_key), f"condition_key={condition_key!r}")
     known = conditions.categories.tolist()
     reference = known[0] if reference is None and known else reference
-    chosen = {"reference": reference} if group is None else {"reference": reference, "group": group}
-    for argument, name in chosen.items():
-        if _names.positions([name], known)[0] < 0:
-            there = did_you_mean(name, known)
-            raise KeyError(f"{argument}={name!r} is not a value of adata.obs[{condition_key!r}]. {there}")
-    names = [known[code] for code in _names.positions(chosen.values(), known)]
+    chosen: dict[str, Any] = {"reference": reference} if group is None else {"reference": reference, "group": group}
+    names = [known[_select.value_code(argument, name, known, condition_key)] for argument, name in chosen.items()]
     if group is None:
         others = [name for name in known if name != names[0]]
         if len(others) != 1:

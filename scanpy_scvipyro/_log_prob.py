@@ -128,14 +128,13 @@ class LogProb(torch.autograd.Function):
     ) -> Tensor:
         nonzero = _nonzero(counts, shape, parameters[0].dtype)
         above_zero = formulas.above_zero(nonzero, *parameters)
-        at_zero = formulas.at_zero_with_gradients if needs_gradients else formulas.at_zero
         log_prob = parameters[0].new_empty(shape[:-1] if is_event else shape)
         gradients: list[Tensor] = []
         for block in _blocks(shape, nonzero.position):
-            terms = at_zero(*(block.of(parameter, shape) for parameter in parameters))
-            terms = terms if isinstance(terms, tuple) else (terms,)
+            own = [block.of(parameter, shape) for parameter in parameters]
+            at_zero = formulas.at_zero_with_gradients(*own) if needs_gradients else (formulas.at_zero(*own),)
             entries, *of_parameters = (
-                block.complete(below, nonzero.position, above) for below, above in zip(terms, above_zero, strict=False)
+                block.complete(zero, nonzero.position, above) for zero, above in zip(at_zero, above_zero, strict=False)
             )
             log_prob[block.rows] = entries.sum(dim=-1) if is_event else entries
             gradients += of_parameters

@@ -117,6 +117,14 @@ def batch_codes(transform_batch: Names | None, known: list[str] | None) -> list[
     return sorted(codes)
 
 
+def value_code(argument: str, name: Name, known: list[str], key: str) -> int:
+    """Code of a value that an argument names, among the known ones of a column of ``adata.obs``."""
+    (found,) = _names.positions([name], known)
+    if found < 0:
+        raise KeyError(f"{argument}={name!r} is not a value of adata.obs[{key!r}]. {did_you_mean(name, known)}")
+    return found
+
+
 def groups(
     adata: AnnData, groupby: str, names: Names, reference: Name
 ) -> tuple[dict[str, NDArray[np.intp]], NDArray[np.intp]]:
@@ -128,17 +136,11 @@ def groups(
     column = _names.categories(_lazy.column(adata.obs, groupby), f"groupby={groupby!r}")
     known = column.categories.tolist()
 
-    def code(argument: str, name: Name) -> int:
-        (found,) = _names.positions([name], known)
-        if found < 0:
-            there = did_you_mean(name, known)
-            raise KeyError(f"{argument}={name!r} is not a value of adata.obs[{groupby!r}]. {there}")
-        return found
-
     against_all = isinstance(reference, str) and reference == "rest"
     takes_all = isinstance(names, str) and names == "all"
-    asked = range(len(known)) if takes_all else sorted({code("groups", name) for name in _names.listed(names)})
-    against = [] if against_all else [code("reference", reference)]
+    listed = known if takes_all else _names.listed(names)
+    asked = sorted({value_code("groups", name, known, groupby) for name in listed})
+    against = [] if against_all else [value_code("reference", reference, known, groupby)]
     asked = [group for group in asked if group not in against]
     if not asked or len(known) < 2:
         msg = f"groupby={groupby!r} leaves no two groups to compare; it has {known}, and reference={reference!r}."

@@ -1,16 +1,15 @@
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from scanpy_scvipyro import _names, _select, _validate
 from scanpy_scvipyro._public import public
-from scanpy_scvipyro.pl import _figure
+from scanpy_scvipyro.pl import _figure, _umap
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -103,27 +102,18 @@ def abundance(
     what = f"{params['group']} over {params['reference']}"
     cells = Cells(part[f"{key}_da_lfc"].to_numpy(float), part[f"{key}_da_fdr"].to_numpy() < 0.05, what)
     axes = _figure.panels(1 if groupby is None else 2, None, width=5, height=4.4)
-    draw_umap(axes[0], _umap(adata, params["key"], rows, random_state), cells)
+    draw_umap(axes[0], _places(adata, params["key"], rows, random_state), cells)
     if groupby is not None:
         labels = _names.categories(part[groupby], f"groupby={groupby!r}")
         draw_by_label(axes[1], cells, labels)
     return _figure.finish("abundance", axes, show=show, save=save, return_fig=return_fig)
 
 
-def _umap(adata: AnnData, key: str, rows: NDArray[np.intp], random_state: int) -> NDArray[np.float32]:
+def _places(adata: AnnData, key: str, rows: NDArray[np.intp], random_state: int) -> NDArray[np.float32]:
     """Places of cells on the UMAP of the AnnData, or on one of their codes."""
     if "X_umap" in adata.obsm:
         return np.asarray(adata.obsm["X_umap"])[rows, :2]
-    import scanpy as sc
-    from anndata import AnnData
-
-    obs = pd.DataFrame(index=pd.RangeIndex(len(rows)).astype(str))
-    cells = AnnData(obs=obs, obsm={"codes": np.asarray(adata.obsm[f"X_{key}"])[rows]})
-    sc.pp.neighbors(cells, use_rep="codes", random_state=random_state)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "n_jobs value 1 overridden", UserWarning)  # umap's, on being reproducible
-        sc.tl.umap(cells, random_state=random_state)
-    return np.asarray(cells.obsm["X_umap"])
+    return _umap.of(np.asarray(adata.obsm[f"X_{key}"])[rows], random_state)
 
 
 def draw_umap(ax: Axes, umap: NDArray[np.float32], cells: Cells) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -9,7 +8,7 @@ from scipy import sparse
 
 from scanpy_scvipyro import _counts, _lazy, _names, _select, _stored, _validate
 from scanpy_scvipyro._public import public
-from scanpy_scvipyro.pl import _figure
+from scanpy_scvipyro.pl import _figure, _umap
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -143,7 +142,6 @@ def embed(
 
     Their order is random, so that no batch is drawn over the others.
     """
-    import scanpy as sc
     from anndata import AnnData
 
     rows = np.random.default_rng(random_state).permutation(rows)
@@ -164,11 +162,7 @@ def embed(
         if f"{column}_colors" in adata.uns:
             cells.uns[f"{column}_colors"] = list(adata.uns[f"{column}_colors"])
     for name in (BEFORE, AFTER):
-        sc.pp.neighbors(cells, use_rep=name, random_state=random_state)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "n_jobs value 1 overridden", UserWarning)  # umap's, on being reproducible
-            sc.tl.umap(cells, random_state=random_state)
-        cells.obsm[f"{name}_umap"] = cells.obsm.pop("X_umap")
+        cells.obsm[f"{name}_umap"] = _umap.of(cells.obsm[name], random_state)
     return cells
 
 

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from scanpy_scvipyro import _lazy, _names, _select, _stored, _validate
 from scanpy_scvipyro._public import public
-from scanpy_scvipyro.pl import _figure
+from scanpy_scvipyro.pl import _figure, _umap
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -79,11 +77,14 @@ def labels(
     _validate.check_adata(adata, min_cells=4, on_disk=True)  # fewer have no UMAP
     _validate.check_arguments({"max_cells": max_cells, "random_state": random_state})
     agreement = agreement_of(adata, key, labels_key)
-    cells = _embed(adata, key, _select.random_cells(adata.n_obs, max_cells, random_state), random_state)
+    _check_predicted(adata, key)
+    rows = _select.random_cells(adata.n_obs, max_cells, random_state)
+    umap = _umap.of(np.asarray(adata.obsm[f"X_{key}"])[rows], random_state)
+    novelty = _lazy.column(adata.obs, f"{key}_novelty").to_numpy()[rows]
     axes = _figure.panels(3, None, n_columns=3, width=5, height=4.4)
     draw_reliability(axes[0], agreement)
     draw_confusion(axes[1], agreement)
-    draw_novelty(axes[2], cells.obsm["X_umap"], cells.obs["novelty"].to_numpy())
+    draw_novelty(axes[2], umap, novelty)
     for ax, title in zip(axes, ("Reliability", "Given and predicted labels", "Novelty"), strict=True):
         ax.set_title(f"{title}\n{agreement.what}" if ax is not axes[2] else title, fontsize="medium")
     return _figure.finish("labels", axes, show=show, save=save, return_fig=return_fig)
@@ -171,19 +172,7 @@ def draw_novelty(ax: Axes, umap: NDArray[np.float32], novelty: NDArray[np.float3
     ax.set_axis_off()
 
 
-def _embed(adata: AnnData, key: str, rows: NDArray[np.intp], random_state: int) -> AnnData:
-    """Codes, UMAP and novelty of the given cells."""
-    import scanpy as sc
-    from anndata import AnnData
-
+def _check_predicted(adata: AnnData, key: str) -> None:
     for field, name in (("obsm", f"X_{key}"), ("obs", f"{key}_novelty")):
         if name not in getattr(adata, field):
             raise KeyError(f"adata.{field} has no {name!r}; call tl.map_query(adata, reference, key={key!r}).")
-    novelty = _lazy.column(adata.obs, f"{key}_novelty").to_numpy()[rows]
-    obs = pd.DataFrame({"novelty": novelty}, index=pd.RangeIndex(len(rows)).astype(str))
-    cells = AnnData(obs=obs, obsm={"codes": np.asarray(adata.obsm[f"X_{key}"])[rows]})
-    sc.pp.neighbors(cells, use_rep="codes", random_state=random_state)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "n_jobs value 1 overridden", UserWarning)  # umap's, on being reproducible
-        sc.tl.umap(cells, random_state=random_state)
-    return cells
