@@ -227,7 +227,8 @@ class SCVI(PyroModule):
         """How far batches are apart within the components of the prior, at the batch of each cell, (n_cells,).
 
         This is the squared distance of the mean code of a batch from that of all batches, both over the cells of a
-        component, in variances of the component.
+        component, in variances of the component. Components that are not trained are those of a reference, whose cells
+        are elsewhere: the mean of the component stands for theirs.
         """
         components = prior.component_distribution
         # Not to be changed by training, which could make distances small by components of one batch each.
@@ -238,7 +239,8 @@ class SCVI(PyroModule):
         of_batch = F.one_hot(batch, self.n_batches).to(z.dtype).T @ weighted.flatten(1)
         sums = of_batch.unflatten(1, weighted.shape[1:])  # (n_batches, n_components, n_latent + 1)
         mean, n_cells = _mean(sums), sums[..., -1].detach()
-        distance = ((mean - _mean(sums.sum(dim=0))).square() / components.variance.detach()).mean(dim=-1)
+        of_all = _mean(sums.sum(dim=0)) if components.mean.requires_grad else components.mean
+        distance = ((mean - of_all).square() / components.variance.detach()).mean(dim=-1)
         # The mean of a cell or two is these cells: pulling them to that of the component would make it narrower.
         return (membership * (distance * (n_cells > 2))[batch]).sum(dim=1)
 

@@ -205,8 +205,9 @@ def fit(
 ) -> pd.DataFrame:
     """Train the given entries of the parameters in place; all else stays as it is, to the bit.
 
-    The module stays in evaluation mode, in which batch normalization uses its running statistics and leaves them alone.
+    Its networks stay in evaluation mode, in which batch normalization uses its running statistics and leaves them alone.
     """
+    module.training = True  # of the model alone: cells are aligned to the components of its prior
     before = {name: value.clone() for name, value in module.state_dict().items()}
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in to_learn)

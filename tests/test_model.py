@@ -301,6 +301,17 @@ class TestAlignment:
         after = module.misalignment(module.prior(), z - 0.1 * z.grad, batch).sum()
         assert after < before
 
+    def test_is_the_distance_to_the_component_where_that_is_frozen(self):
+        module, z, batch = self.module(), torch.randn(60, 10), torch.zeros(60, dtype=torch.long)
+        assert module.misalignment(module.prior(), z, batch).abs().max() < 1e-6  # the only batch is all of them
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+        with torch.no_grad():
+            module.prior_loc[1:] += 50  # all cells are of the first component
+        distance = (z.mean(dim=0) - module.prior_loc[0]) / module.prior_log_scale[0].exp()
+        expected = distance.square().mean().expand(60)
+        torch.testing.assert_close(module.misalignment(module.prior(), z, batch), expected, rtol=1e-4, atol=0)
+
     def test_is_a_site_in_training_alone(self, cells):
         module = self.module(batch_alignment=2.0)
         assert "alignment" not in poutine.trace(module.model).get_trace(cells)

@@ -102,6 +102,21 @@ def test_learning_raises_the_elbo_of_the_new_cells(query, train):
     assert history["train_elbo"].iloc[-1] > history["train_elbo"].iloc[0] + 0.5
 
 
+def test_new_batches_are_aligned_to_the_components_of_the_reference():
+    adata = scvip.datasets.cell_mixtures()
+    is_new = adata.obs["batch"] == "10x_3cl"
+    reference, query = adata[~is_new].copy(), adata[is_new].copy()
+    scvip.tl.scvi_pyro(reference, batch_key="batch", max_epochs=30, impute=False, progress_bar=False)
+    distances = []
+    for weight in (0.0, 30.0):
+        reference.uns["scvi_pyro"]["model_options"]["batch_alignment"] = weight
+        scvip.tl.map_query(query, reference, impute=False, progress_bar=False)
+        module, z = scvip.get.model(query).requires_grad_(requires_grad=False), query.obsm["X_scvi_pyro"]
+        distance = module.misalignment(module.prior(), torch.from_numpy(z), torch.zeros(len(z), dtype=torch.long))
+        distances.append(distance.mean().item())
+    assert distances[1] < 0.8 * distances[0]
+
+
 def test_offsets_start_where_expected_counts_sum_to_the_observed(query, train):
     reference = train()
     map_quickly(query, reference, max_epochs=1, learning_rate=1e-8)

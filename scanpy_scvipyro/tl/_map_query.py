@@ -25,7 +25,7 @@ def map_query(
     ensembl_versions: bool = True,
     max_epochs: int | None = None,
     batch_size: int = 128,
-    learning_rate: float = 3e-2,
+    learning_rate: float = 0.1,
     accelerator: str = "auto",
     progress_bar: bool | None = None,
     random_state: int = 0,
@@ -41,8 +41,9 @@ def map_query(
     Cells of known batches need no training. Batches and other categories that the reference never saw get parameters
     of their own, which alone are learnt (architecture surgery :cite:p:`Lotfollahi2022`): their weights in encoder and
     decoder, their offsets, their dispersion where it depends on the batch. All else is frozen, so that codes of
-    reference cells by the new model are what they were, to the bit. The model in ``adata`` is then a reference for the
-    next batch.
+    reference cells by the new model are what they were, to the bit. Where the reference was trained with
+    ``batch_alignment``, new batches are brought to the components of its prior. The model in ``adata`` is then a
+    reference for the next batch.
 
     Parameters
     ----------
