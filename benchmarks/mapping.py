@@ -74,11 +74,11 @@ def score(sets: Sets = "mixtures,plates,pbmc", store: Store = STORE) -> None:
         adata = load(name)
         _common.add_pca(adata)
         for row in _common.stored_rows(store / "transfer.jsonl"):
-            if row["data"] != name or _run(row) in done:
+            codes = _common.codes_path(store, _run(row))
+            if row["data"] != name or _run(row) in done or not codes.exists():
                 continue
             kept = {key: row[key] for key in ("data", "left out", "method", "seed")}
-            codes = np.load(_common.codes_path(store, _run(row)))
-            _common.store_row(store / "scib.jsonl", kept | _scores.scib(codes, adata.obsm["X_pca"], adata.obs))
+            _common.store_row(store / "scib.jsonl", kept | _scores.scib(np.load(codes), adata.obsm["X_pca"], adata.obs))
 
 
 @app.command()

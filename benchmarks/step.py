@@ -18,17 +18,17 @@ from pytorch_lightning import Callback
 from torch.nn.functional import linear
 
 import scanpy_scvipyro as scvip
-from scanpy_scvipyro import data, training
+from scanpy_scvipyro import data, posterior
 from scanpy_scvipyro.elbo import MeanFieldELBO
 
 
 def main(
     genes: Annotated[int, typer.Option(help="Number of highly variable genes.")] = 2_000,
-    batch_size: Annotated[int, typer.Option(help="Cells per minibatch.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Cells per minibatch.")] = 256,
     likelihood: Annotated[str, typer.Option(help="One of nb, zinb, poisson.")] = "nb",
     output: Annotated[Path | None, typer.Option(help="Folder for the table as Markdown and JSON.")] = None,
 ) -> None:
-    """Time the parts of a step on a minibatch of PBMC, each by itself: medians of 200 calls.
+    """Time the parts of a step of the default model on a minibatch of PBMC, each by itself: medians of 200 calls.
 
     The parts overlap: each of the three steps holds what stands above it. Passes over a (cells x genes) buffer multiply
     it in place, the same again and again, or each of 64 in turn.
@@ -36,12 +36,15 @@ def main(
     _common.quiet()
     adata = _common.load("pbmc", genes)
     cell_data = data.load(adata, data.describe(adata, data.DataSpec(batch_key="batch"), np.ones(genes, dtype=bool)))
-    torch.empty(8_000_000 - 4096)  # glibc keeps freed memory from then on, as in training
-    model = training.untrained(None, cell_data, 4, {"gene_likelihood": likelihood}, 0.5).train()
+    options = {"batch_key": "batch", "gene_likelihood": likelihood, "impute": False, "progress_bar": False}
+    scvip.tl.scvi_pyro(adata, max_epochs=1, **options)
+    model = scvip.get.model(adata).train()
     chosen = torch.randperm(cell_data.n_cells)[:batch_size]
     with pyro.settings.context(module_local_params=True), pyro.validation_enabled(is_validate=False):
         seconds = {name: median_seconds(part) for name, part in parts(model, cell_data, chosen).items()}
-    seconds["step in Lightning, with the minibatch"] = lightning_seconds(adata, likelihood, batch_size)
+    steps = type("Steps", (_common.StepEnds, Callback), {})()
+    scvip.tl.scvi_pyro(adata, max_epochs=3, batch_size=batch_size, callbacks=[steps], **options)
+    seconds["step in Lightning, with the minibatch"] = steps.median_seconds()
     table = pd.DataFrame({"part": seconds.keys(), "ms": [1000 * value for value in seconds.values()]})
     _common.report(table, f"step_{likelihood}_{genes}_{batch_size}", output, decimals=3)
 
@@ -58,8 +61,9 @@ def parts(model: scvip.model.SCVI, cell_data: data.CellData, chosen: torch.Tenso
     observed = type(given)(*parameters).to_event(1)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, fused=True)
     elbo = MeanFieldELBO()(model.model, model.guide)
-    prior = training.untrained(None, cell_data, 4, {"prior": "mixture"}, 0.5).prior()
+    prior = model.prior()
     components = prior.component_distribution.base_dist
+    shapes = [components.loc, components.scale]
     one_by_one = dist.MixtureSameFamily(prior.mixture_distribution, dist.Independent(components, 1))
     buffers = [torch.ones_like(counts) for _ in range(64)]
 
@@ -72,17 +76,25 @@ def parts(model: scvip.model.SCVI, cell_data: data.CellData, chosen: torch.Tenso
 
     def step_without_pyro() -> None:
         optimizer.zero_grad()
-        dense = torch.log1p(cells.counts).to_dense()
-        loc, scale = model.encoder(dense, dense[:, :0])
-        likelihood = model.likelihood(loc + scale * torch.randn_like(loc), cells.library_size, cells)
-        kl = 0.5 * (loc.square() + scale.square() - 1) - scale.log()
-        ((kl.sum() - likelihood.to_event(1).log_prob(cells.counts).sum()) / len(chosen)).backward()
+        dense = cells.counts.to_dense()
+        q = dist.Normal(*model.encoder(model.encoded(dense), dense[:, :0]))
+        z, prior = q.rsample(), model.prior()
+        kl = q.log_prob(z).sum() - prior.log_prob(z).sum()
+        penalty = model.batch_alignment * model.misalignment(prior, z, cells.batch).sum()
+        likelihood = model.likelihood(z, cells.library_size, cells).to_event(1)
+        ((kl + penalty - likelihood.log_prob(cells.counts).sum()) / len(chosen)).backward()
         optimizer.step()
 
     def step() -> None:
         optimizer.zero_grad()
         (elbo(cells) / len(chosen)).backward()
         optimizer.step()
+
+    def evaluation() -> None:
+        model.eval()
+        with torch.inference_mode():
+            posterior.elbo_terms(model, cells)
+        model.train()
 
     return {
         "a pass over a buffer in the cache": lambda: buffers[0].mul_(1.0),
@@ -91,11 +103,12 @@ def parts(model: scvip.model.SCVI, cell_data: data.CellData, chosen: torch.Tenso
         "matrix products": matrix_products,
         "likelihood": lambda: observed.log_prob(cells.counts),
         "likelihood with gradients": lambda: gradients(observed.log_prob(cells.counts), parameters),
-        "densities of a mixture prior with gradients": lambda: gradients(prior.log_prob(z), [components.loc]),
-        "the same, of one Normal after the other": lambda: gradients(one_by_one.log_prob(z), [components.loc]),
+        "densities of a mixture prior with gradients": lambda: gradients(prior.log_prob(z), shapes),
+        "the same, of one Normal after the other": lambda: gradients(one_by_one.log_prob(z), shapes),
         "step without Pyro": step_without_pyro,
         "step": step,
         "Adam": optimizer.step,
+        "evaluation": evaluation,
     }
 
 
@@ -107,14 +120,6 @@ def median_seconds(part: Callable[[], object], n_calls: int = 200) -> float:
         result = part()
         seconds.append((time.perf_counter() - start) / (len(result) if isinstance(result, list) else 1))
     return float(np.median(seconds[10:]))
-
-
-def lightning_seconds(adata: _common.sc.AnnData, likelihood: str, batch_size: int) -> float:
-    """Median time from the end of a step to that of the next."""
-    steps = type("Steps", (_common.StepEnds, Callback), {})()
-    options = {"batch_key": "batch", "gene_likelihood": likelihood, "batch_size": batch_size, "max_epochs": 3}
-    scvip.tl.scvi_pyro(adata, **options, impute=False, progress_bar=False, callbacks=[steps])
-    return steps.median_seconds()
 
 
 if __name__ == "__main__":
