@@ -25,7 +25,7 @@ def map_query(
     ensembl_versions: bool = True,
     max_epochs: int | None = None,
     batch_size: int = 128,
-    learning_rate: float = 0.1,
+    learning_rate: float = 5e-2,
     accelerator: str = "auto",
     progress_bar: bool | None = None,
     random_state: int = 0,
