@@ -6,6 +6,7 @@ Each result is one line of a file, written as it is measured; what is there alre
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -94,36 +95,46 @@ def score(sets: Sets = "mixtures,plates,pbmc", store: Store = STORE) -> None:
 
 
 @app.command()
-def novelty(sets: Sets = "mixtures,plates,facs,pbmc", seeds: Seeds = "0", store: Store = STORE) -> None:
+def novelty(
+    sets: Sets = "mixtures,plates,facs,pbmc",
+    seeds: Seeds = "0",
+    new_batch: Annotated[str, typer.Option(help="Map this batch, which the reference then lacks, with the type.")] = "",
+    options: Annotated[str, typer.Option(help="Arguments of tl.map_query other than the defaults, as JSON.")] = "{}",
+    store: Store = STORE,
+) -> None:
     """Leave out a type, labels and cells, and map it as a query with a quarter of the other cells: AUROC of novelty.
 
     Beside it one less the largest probability, and the uncertainty of the Human Lung Cell Atlas: one less the weighted
     share of the label among the 15 nearest reference cells.
     """
     _common.quiet()
-    done = {(row["data"], row["type"], row["seed"]) for row in _common.stored_rows(store / "novelty.jsonl")}
+    keys = ("data", "type", "seed", "new batch", "options")
+    done = {tuple(row[key] for key in keys) for row in _common.stored_rows(store / "novelty.jsonl")}
     for seed, name in itertools.product(map(int, seeds.split(",")), sets.split(",")):
         adata = load(name)
         adata.obs[LABELS_KEY] = adata.obs["cell_type"].astype(str)
-        sizes = adata.obs[LABELS_KEY].value_counts()
+        is_new = (adata.obs["batch"] == new_batch).to_numpy()
+        sizes = adata.obs[LABELS_KEY][is_new if new_batch else ~is_new].value_counts()
         for left_out in sizes.index[sizes >= 10]:
-            if (name, left_out, seed) in done:
+            row = dict(zip(keys, (name, left_out, seed, new_batch, options), strict=True))
+            if tuple(row.values()) in done:
                 continue
             is_unknown = (adata.obs[LABELS_KEY] == left_out).to_numpy()
-            in_query = is_unknown | (np.random.default_rng(seed).random(adata.n_obs) < 0.25)
-            reference, query = adata[~in_query].copy(), adata[in_query].copy()
-            options = {"impute": False, "progress_bar": False, "random_state": seed}
-            scvip.tl.scanvi_pyro(reference, labels_key=LABELS_KEY, batch_key=batch_key(adata), **options)
-            scvip.tl.map_query(query, reference, key="scanvi_pyro", impute=False)
+            in_query = is_new if new_batch else is_unknown | (np.random.default_rng(seed).random(adata.n_obs) < 0.25)
+            reference, query = adata[~(in_query | is_unknown)].copy(), adata[in_query].copy()
+            quiet = {"impute": False, "progress_bar": False, "random_state": seed}
+            scvip.tl.scanvi_pyro(reference, labels_key=LABELS_KEY, batch_key=batch_key(adata), **quiet)
+            scvip.tl.map_query(query, reference, key="scanvi_pyro", **quiet, **json.loads(options))
             by_measure = {
                 "novelty": query.obs["scanvi_pyro_novelty"],
                 "1 - largest probability": -query.obs["scanvi_pyro_probability"],
                 "kNN uncertainty": knn_uncertainty(reference, query),
             }
-            row = {"data": name, "type": left_out, "seed": seed, "cells": int(is_unknown.sum())}
-            known = query.obs["scanvi_pyro_novelty"][~is_unknown[in_query]]
+            row["cells"] = int((in_query & is_unknown).sum())
             row |= {measure: roc_auc_score(is_unknown[in_query], values) for measure, values in by_measure.items()}
-            _common.store_row(store / "novelty.jsonl", row | {"known above 0.99": float((known > 0.99).mean())})
+            is_flagged = (query.obs["scanvi_pyro_novelty"] > 0.99).groupby(is_unknown[in_query]).mean()
+            row |= {"known above 0.99": float(is_flagged[False]), "unknown above 0.99": float(is_flagged[True])}
+            _common.store_row(store / "novelty.jsonl", row)
 
 
 @app.command()
@@ -161,8 +172,9 @@ def tables(
         medians.insert(0, "seeds", groups.size())
         _common.report(medians.reset_index(), "labels_scib", output, decimals=3)
     if rows := _common.stored_rows(store / "novelty.jsonl"):
-        groups = pd.DataFrame(rows).groupby(["data", "type"], sort=False).median(numeric_only=True)
-        table = groups.drop(columns=["seed", "cells"]).groupby("data", sort=False)
+        keys = ["data", "new batch", "options"]
+        groups = pd.DataFrame(rows).groupby([*keys, "type"], sort=False).median(numeric_only=True)
+        table = groups.drop(columns=["seed", "cells"]).groupby(keys, sort=False)
         _common.report(table.median().assign(types=table.size()).reset_index(), "labels_novelty", output, decimals=3)
 
 
