@@ -205,7 +205,7 @@ def fit(
 ) -> pd.DataFrame:
     """Train the given entries of the parameters in place; all else stays as it is, to the bit.
 
-    Its networks stay in evaluation mode, in which batch normalization uses its running statistics and leaves them alone.
+    Its networks stay in evaluation mode, in which batch normalization uses its running statistics and leaves them be.
     """
     module.training = True  # of the model alone: cells are aligned to the components of its prior
     before = {name: value.clone() for name, value in module.state_dict().items()}

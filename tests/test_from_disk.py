@@ -285,6 +285,21 @@ class TestQueries:
         assert _stored.names(scvip.read_model(tmp_path / "model.safetensors")) == ["scvi_pyro"]
 
 
+@pytest.mark.parametrize("name", ["backed", "lazy h5ad"])
+def test_abundance_is_that_in_memory(tmp_path, name, train_quickly):
+    adata = scvip.datasets.donors(n_cells=40)
+    train_quickly(adata, batch_key="donor", impute=False)
+    opened = FORMS[name](written(adata, tmp_path))
+    for each in (opened, adata):
+        scvip.tl.differential_abundance(
+            each, "condition", sample_key="donor", reference="control", groupby="cell_type", n_neighbors=50
+        )
+    for column in ("scvi_pyro_da_lfc", "scvi_pyro_da_fdr"):
+        np.testing.assert_allclose(np.asarray(opened.obs[column]), adata.obs[column], rtol=1e-5)
+    pd.testing.assert_frame_equal(opened.uns["scvi_pyro_da"]["labels"], adata.uns["scvi_pyro_da"]["labels"])
+    assert len(scvip.pl.abundance(opened, max_cells=100, show=False)) == 2
+
+
 def test_collections_of_annbatch_are_read(small, tmp_path):
     annbatch = pytest.importorskip("annbatch", reason="needs Python 3.12")
     path = written(small, tmp_path)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from scanpy_scvipyro import _names, _select, _validate
+from scanpy_scvipyro import _lazy, _names, _select, _validate
 from scanpy_scvipyro._public import public
 from scanpy_scvipyro.pl import _figure, _umap
 
@@ -85,7 +85,7 @@ def abundance(
     >>> axes[1].get_xlabel()
     'log2 ratio, case over control'
     """
-    _validate.check_adata(adata, min_cells=4)  # fewer have no UMAP
+    _validate.check_adata(adata, min_cells=4, on_disk=True)  # fewer have no UMAP
     _validate.check_arguments({"max_cells": max_cells, "random_state": random_state})
     if f"{key}_da" not in adata.uns:
         found = [name.removesuffix("_da") for name in adata.uns if name.endswith("_da")]
@@ -98,13 +98,12 @@ def abundance(
     if groupby is not None:
         _validate.check_obs_key(adata, groupby, "groupby")
     rows = _select.random_cells(adata.n_obs, max_cells, random_state)
-    part = adata.obs.iloc[rows]
-    what = f"{params['group']} over {params['reference']}"
-    cells = Cells(part[f"{key}_da_lfc"].to_numpy(float), part[f"{key}_da_fdr"].to_numpy() < 0.05, what)
+    change, rate = (_lazy.column(adata.obs, f"{key}_da_{name}").to_numpy(float)[rows] for name in ("lfc", "fdr"))
+    cells = Cells(change, rate < 0.05, f"{params['group']} over {params['reference']}")
     axes = _figure.panels(1 if groupby is None else 2, None, width=5, height=4.4)
     draw_umap(axes[0], _places(adata, params["key"], rows, random_state), cells)
     if groupby is not None:
-        labels = _names.categories(part[groupby], f"groupby={groupby!r}")
+        labels = _names.categories(_lazy.column(adata.obs, groupby).iloc[rows], f"groupby={groupby!r}")
         draw_by_label(axes[1], cells, labels)
     return _figure.finish("abundance", axes, show=show, save=save, return_fig=return_fig)
 

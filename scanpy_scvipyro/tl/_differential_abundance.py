@@ -3,10 +3,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from scanpy import logging as logg
 
-from scanpy_scvipyro import _validate
+from scanpy_scvipyro import _lazy, _validate
 from scanpy_scvipyro._public import public
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ def differential_abundance(
     >>> adata.uns["scvi_pyro_da"]["labels"].index.tolist()
     ['H1975', 'H2228', 'HCC827']
     """
-    _validate.check_adata(adata)
+    _validate.check_adata(adata, on_disk=True)
     arguments = {"n_neighbors": n_neighbors, "random_state": random_state, "key_added": key_added}
     _validate.check_arguments(arguments, may_be_none=["n_neighbors"])
 
@@ -128,14 +127,13 @@ def differential_abundance(
     stored: dict[str, Any] = {"params": {**params, "group": samples.group, "reference": samples.reference}}
     if groupby is not None:
         stored["params"]["groupby"] = groupby
-        stored["labels"] = _conditions.by_label(adata.obs[groupby], f"groupby={groupby!r}", samples)
+        stored["labels"] = _conditions.by_label(_lazy.column(adata.obs, groupby), f"groupby={groupby!r}", samples)
 
     adata = adata.copy() if copy else adata
     key_added = key if key_added is None else key_added
-    for name, values in (("lfc", change), ("fdr", rate)):
-        column = np.full(adata.n_obs, np.nan, dtype=np.float32)
-        column[samples.cells] = values
-        adata.obs[f"{key_added}_da_{name}"] = pd.Series(column, adata.obs_names)
+    columns = np.full((2, adata.n_obs), np.nan, dtype=np.float32)
+    columns[:, samples.cells] = change, rate
+    _lazy.write_columns(adata, dict(zip((f"{key_added}_da_lfc", f"{key_added}_da_fdr"), columns, strict=True)))
     adata.uns[f"{key_added}_da"] = stored
     logg.info(
         "    finished",
