@@ -300,10 +300,11 @@ def test_abundance_is_that_in_memory(tmp_path, name, train_quickly):
     assert len(scvip.pl.abundance(opened, max_cells=100, show=False)) == 2
 
 
-def test_collections_of_annbatch_are_read(small, tmp_path):
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")  # of what annbatch writes
+def test_collections_of_annbatch_are_read(small, tmp_path, train_quickly):
     annbatch = pytest.importorskip("annbatch", reason="needs Python 3.12")
     path = written(small, tmp_path)
-    collection = annbatch.DatasetCollection(tmp_path / "collection")
+    collection = annbatch.DatasetCollection(tmp_path / "collection.zarr")
     collection.add_adatas([path.with_name("part0.h5ad"), path.with_name("part1.h5ad")])
     opened = ad.concat([ad.experimental.read_lazy(group) for group in collection], merge="same")
     assert not opened.obs_names.equals(small.obs_names)
@@ -311,6 +312,9 @@ def test_collections_of_annbatch_are_read(small, tmp_path):
     ordered = small[opened.obs_names]
     np.testing.assert_array_equal(dense(cells), ordered.X.toarray())
     assert cells.batch.tolist() == ordered.obs["batch"].cat.codes.tolist()
+    train_quickly(opened, batch_key="batch", impute=False)
+    scvip.tl.latent(opened, key_added="again")
+    np.testing.assert_allclose(opened.obsm["X_again"], opened.obsm["X_scvi_pyro"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["backed", "lazy zarr"])
