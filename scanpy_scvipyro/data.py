@@ -256,7 +256,7 @@ def load(
     )
 
 
-MAX_EVALUATED_ON_DISK = 10_000
+MAX_EVALUATED = 10_000
 """Of the training and of the validation cells each. The standard error of the ELBO is then about 2 nats."""
 
 
@@ -328,10 +328,9 @@ class CellDataModule(LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader[Cells]]:
         n_evaluated = len(self.validation_rows) or min(len(self.train_rows), 1000)
-        parts = [self.train_rows[:n_evaluated], self.validation_rows]
+        parts = [rows[:MAX_EVALUATED] for rows in (self.train_rows[:n_evaluated], self.validation_rows)]
         data = self.data
         if not isinstance(data.counts, CSR):  # read once, since cells from everywhere take as long as an epoch
-            parts = [rows[:MAX_EVALUATED_ON_DISK] for rows in parts]
             data, sizes = data.only(torch.cat(parts)), [len(rows) for rows in parts]
             parts = list(torch.arange(sum(sizes)).split(sizes))
         return [self._loader(data, rows, 1024) for rows in parts if len(rows)]

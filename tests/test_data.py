@@ -300,6 +300,13 @@ def test_as_many_training_cells_as_validation_cells_are_evaluated(small):
     assert [len(part) for part in evaluated] == [18, 18]
 
 
+def test_no_more_cells_are_evaluated_than_the_elbo_needs(small, monkeypatch):
+    monkeypatch.setattr(data, "MAX_EVALUATED", 10)
+    module = data.CellDataModule(load(small), train_size=0.8, batch_size=64, random_state=0)
+    evaluated = [torch.cat([cells.library_size for cells in loader]) for loader in module.val_dataloader()]
+    assert [len(part) for part in evaluated] == [10, 10]
+
+
 def test_without_validation_cells_training_cells_are_evaluated(small):
     module = data.CellDataModule(load(small), train_size=1, batch_size=16, random_state=0)
     (loader,) = module.val_dataloader()

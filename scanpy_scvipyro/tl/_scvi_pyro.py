@@ -155,7 +155,8 @@ def scvi_pyro(
     batch_size
         Cells per minibatch, at least 2.
     train_size
-        Share of the cells to train on; the others are held out to measure the validation ELBO. All cells get results.
+        Share of the cells to train on; the others are held out to measure the validation ELBO, 10,000 of them where
+        there are more. All cells get results.
     learning_rate
         Peak of the one-cycle learning rate of Adam.
     kl_weight
