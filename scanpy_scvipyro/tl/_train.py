@@ -48,15 +48,12 @@ def train(
     genes = checked(adata, arguments)
 
     import torch
-    from pytorch_lightning.callbacks import Callback
-    from pytorch_lightning.loggers import Logger
 
     from scanpy_scvipyro import (
         absent,
         checkpoint,
         data,
         devices,
-        hardware,
         labels,
         outcome,
         posterior,
@@ -69,18 +66,10 @@ def train(
 
     keys = ("categorical_covariate_keys", "continuous_covariate_keys")
     arguments = arguments | {name: _validate.keys_as_list(arguments[name], name) for name in keys}
-    arguments["precision"] = hardware.precision_name(arguments["precision"])
-    arguments["accelerator"] = hardware.accelerator_name(arguments["accelerator"], arguments["devices"])
-    arguments["devices"], arguments["n_devices"] = devices.checked(**taken_by(devices.checked, arguments))
-    arguments["strategy"] = devices.lightnings_strategy(arguments["strategy"], arguments["n_devices"])
+    arguments |= _for_lightning(arguments)
     is_first = devices.is_first(arguments["n_devices"])
     inform, warn = (logg.info, logg.warning) if is_first else (logg.debug, logg.debug)
-    arguments["callbacks"] = _validate.instances(arguments["callbacks"], Callback, "callbacks")
-    if not isinstance(arguments["logger"], bool):
-        arguments["logger"] = _validate.instances(arguments["logger"], Logger, "logger")
     storage.check_class(arguments["module"], SCVI if given is None else SCANVI)
-    if arguments["progress_bar"] is None:
-        arguments["progress_bar"] = settings.verbosity > 0
     labels_key, module = arguments["labels_key"], arguments["module"] or (SCVI if given is None else SCANVI)
     if given is not None or not reads_labels(module.__name__, arguments):
         arguments["labels_key"] = None
@@ -154,3 +143,29 @@ def train(
         run.path.unlink(missing_ok=True)
     inform("    finished", time=begin, deep=added)
     return adata if arguments["copy"] else None
+
+
+def _for_lightning(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Check what Lightning is handed, and work out what depends on the machine."""
+    from pytorch_lightning.callbacks import Callback
+    from pytorch_lightning.loggers import Logger
+
+    from scanpy_scvipyro import devices, hardware
+
+    precision = hardware.precision_name(arguments["precision"])
+    taken = {"accelerator": hardware.accelerator_name(arguments["accelerator"], arguments["devices"])}
+    used, n_devices = devices.checked(**taken_by(devices.checked, arguments | taken))
+    strategy = devices.lightnings_strategy(arguments["strategy"], n_devices)
+    callbacks = _validate.instances(arguments["callbacks"], Callback, "callbacks")
+    logger, show = arguments["logger"], arguments["progress_bar"]
+    if not isinstance(logger, bool):
+        logger = _validate.instances(logger, Logger, "logger")
+    return taken | {
+        "precision": precision,
+        "devices": used,
+        "n_devices": n_devices,
+        "strategy": strategy,
+        "callbacks": callbacks,
+        "logger": logger,
+        "progress_bar": settings.verbosity > 0 if show is None else show,
+    }
