@@ -65,7 +65,8 @@ def checked(
     if n_in_all > 1 and started is None and "LOCAL_RANK" not in os.environ and not _is_script():
         msg = (
             f"devices={devices}, num_nodes={num_nodes} start a script once for each device, and this is a notebook, an "
-            f"interactive session or python -c. Write a script, and start it by {_TORCHRUN}; or pass devices=1."
+            "interactive session, python -c, or a script that has left the folder it was started in. Write a script, "
+            f"and start it by {_TORCHRUN}; or pass devices=1."
         )
         raise ValueError(msg)
     return devices, n_in_all

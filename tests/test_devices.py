@@ -333,12 +333,14 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"num_nodes=.* pass a whole number of at least 1"):
             train_quickly(small, num_nodes=num_nodes)
 
-    def test_best_weights_on_ctrl_c(self, small, train_quickly):
+    def test_best_weights_on_ctrl_c(self, small, train_quickly, monkeypatch):
+        monkeypatch.setattr(sys, "argv", [__file__])  # of pytest, it may be relative to another folder
         options = {"early_stopping": True, "keep_best_on_interrupt": True, "devices": 2, "accelerator": "cpu"}
         with pytest.raises(ValueError, match=r"keep_best_on_interrupt=True needs devices=1; .* checkpoint="):
             train_quickly(small, **options)
 
-    def test_more_devices_than_cells(self, small, train_quickly):
+    def test_more_devices_than_cells(self, small, train_quickly, monkeypatch):
+        monkeypatch.setattr(sys, "argv", [__file__])
         with pytest.raises(ValueError, match=r"each of 50 devices needs two cells to train on.*; pass devices=1"):
             train_quickly(small, devices=50, accelerator="cpu")
 
