@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from scanpy_scvipyro.csr import Totals
     from scanpy_scvipyro.from_disk import OnDisk
+    from scanpy_scvipyro.missing import Completed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ class DataSpec:
 class CellData:
     """Counts and covariates of all cells, as tensors of one device."""
 
-    counts: CSR | OnDisk
+    counts: CSR | OnDisk | Completed
     depth: Tensor
     """(n_cells, 1), observed counts per cell."""
     library_size: Tensor

@@ -317,14 +317,15 @@ def test_collections_of_annbatch_are_read(small, tmp_path, train_quickly):
     np.testing.assert_allclose(opened.obsm["X_again"], opened.obsm["X_scvi_pyro"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("n_missing", [0, 100])
 @pytest.mark.parametrize("name", ["backed", "lazy zarr"])
-def test_queries_are_mapped(mixtures, tmp_path, train_quickly, name):
-    reference, query = mixtures[::2].copy(), mixtures[1::2].copy()
+def test_queries_are_mapped(mixtures, tmp_path, train_quickly, name, n_missing):
+    reference, query = mixtures[::2].copy(), mixtures[1::2, n_missing:].copy()
     train_quickly(reference, batch_key="batch", impute=False)
     query.obs["batch"] = np.where(query.obs["batch"] == "10x_3cl", "10x_3cl", "new")
     opened = FORMS[name](written(query, tmp_path))
-    scvip.tl.map_query(opened, reference, max_epochs=2, impute=False, progress_bar=False)
-    scvip.tl.map_query(query, reference, max_epochs=2, impute=False, progress_bar=False)
+    for cells in (opened, query):
+        scvip.tl.map_query(cells, reference, missing_genes="impute", max_epochs=2, impute=False, progress_bar=False)
     known = (query.obs["batch"] == "10x_3cl").to_numpy()
     assert opened.uns["scvi_pyro"]["categories"]["batch"].tolist()[-1] == "new"
     np.testing.assert_allclose(
@@ -409,12 +410,6 @@ class TestRefusals:
     def test_files_that_are_not_one(self, small, several, train_quickly):
         with pytest.raises(TypeError, match=rf"adata is a {several.__name__}.*anndata\.concat\(\[.*read_lazy\(path\)"):
             train_quickly(several([small[:40].copy(), small[40:].copy()]), impute=False)
-
-    def test_missing_genes(self, small, tmp_path, opened_as, train_quickly):
-        train_quickly(small, impute=False)
-        opened = opened_as(written(small[:, 5:].copy(), tmp_path))
-        with pytest.raises(ValueError, match=r"5 genes of the model are missing.*adata\[rows\]\.to_memory\(\)"):
-            scvip.tl.map_query(opened, small, missing_genes="impute", impute=False)
 
 
 def test_the_reading_thread_computes_alone_and_leaves_other_threads_their_number():

@@ -73,6 +73,21 @@ def test_measured_genes_keep_their_counts(reference, query):
     np.testing.assert_allclose(counts.sum(axis=1), cells.depth[:, 0], rtol=1e-5)
 
 
+def test_however_cells_are_read_their_counts_are_the_same(reference, query):
+    query = without(query, 0.3)
+    model, spec = storage.from_uns(reference, "scvi_pyro")
+    measured = np.isin(spec.genes, query.var_names)
+    positions = query.var_names.get_indexer(spec.genes[measured])
+    cells = missing.completed(model, data.load(query, spec, positions), torch.from_numpy(measured), spec)
+    counts = torch.cat([chunk.counts.to_dense() for _, chunk in cells.chunks()])
+    rows = torch.arange(cells.n_cells).flip(0)[:50]
+    torch.testing.assert_close(cells.cells(rows).counts.to_dense(), counts[rows])
+    torch.testing.assert_close(cells.only(rows).cells(torch.arange(50)).counts.to_dense(), counts[rows])
+    blocks = torch.cat([torch.from_numpy(block.to_scipy().toarray()) for _, block in cells.counts.blocks()])
+    torch.testing.assert_close(blocks, counts)
+    torch.testing.assert_close(cells.totals.counts.sum(dim=0), counts.double().sum(dim=0))
+
+
 def test_the_layer_holds_the_genes_that_are_there(reference, query):
     query = without(query, 0.2)[:, ::-1].copy()
     scvip.tl.map_query(query, reference, missing_genes="impute")

@@ -156,11 +156,9 @@ def map_query(
     measured = positions >= 0
     if impute:
         _validate.check_imputed_fits(adata, "pass impute=False, and write it to disk by tl.impute(adata, out=path).")
-    if not measured.all() and _lazy.is_on_disk(adata):
-        msg = f"{(~measured).sum()} genes of the model are missing, whose expected counts would be in memory as adata "
-        raise ValueError(msg + "is not; map parts of the cells that fit: adata[rows].to_memory().")
-    n_bytes = 32 * adata.n_obs * int((~measured).sum())
-    _validate.check_memory(n_bytes, "expected counts of missing genes", "map fewer cells at a time.")
+    if not _lazy.is_on_disk(adata):
+        n_bytes = 16 * adata.n_obs * int((~measured).sum())
+        _validate.check_memory(n_bytes, "expected counts of missing genes", "map fewer cells at a time.")
     spec = data.describe_more(adata, known)
     cell_data = data.load(adata, spec, positions[measured])
     stored = deepcopy(_stored.trained(adata_ref, key))
