@@ -88,14 +88,6 @@ def is_first(n_devices: int) -> bool:
     return n_devices == 1 or rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 
-def learning_rate_factor(n_devices: int) -> float:
-    """How much higher the learning rate is on several devices, whose minibatches together are one larger one.
-
-    In proportion, as was measured for minibatches up to eight times as large (docs/scaling.md).
-    """
-    return float(min(n_devices, 8))
-
-
 class Started(NamedTuple):
     """Processes that somebody started together."""
 

@@ -130,6 +130,27 @@ def test_recipe_chooses_epochs_by_default():
     assert chosen.max_epochs == training.default_max_epochs(1000)
 
 
+@pytest.mark.parametrize(
+    ("n_cells", "n_devices", "passed", "batch_size", "learning_rate"),
+    [
+        (1_000, 1, {}, 256, 0.008),
+        (100_000, 1, {}, 1024, 0.032),
+        (1_000, 2, {}, 256, 0.016),
+        (100_000, 4, {}, 1024, 0.064),
+        (1_000, 1, {"batch_size": 64}, 64, 0.008),
+        (1_000, 2, {"batch_size": 64}, 64, 0.008),
+        (100_000, 1, {"batch_size": 512}, 512, 0.016),
+        (100_000, 4, {"learning_rate": 0.001}, 1024, 0.001),
+    ],
+)
+def test_the_learning_rate_follows_the_minibatches_of_all_devices(
+    n_cells, n_devices, passed, batch_size, learning_rate
+):
+    settings = SETTINGS | {"batch_size": None, "learning_rate": None} | passed
+    chosen = training.recipe(n_cells, **settings, n_devices=n_devices)
+    assert (chosen.batch_size, chosen.learning_rate) == (batch_size, pytest.approx(learning_rate))
+
+
 @pytest.mark.parametrize("n_cells", [2, 1_000, 100_000, 10_000_000])
 def test_default_epochs_are_usable_for_any_number_of_cells(n_cells):
     assert 10 <= training.default_max_epochs(n_cells) <= 400

@@ -53,9 +53,9 @@ def scvi_pyro(
     batch_alignment: float = 30.0,
     module: type[SCVI] | None = None,
     max_epochs: int | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     train_size: float = 0.9,
-    learning_rate: float = 8e-3,
+    learning_rate: float | None = None,
     kl_weight: float = 1.5,
     n_epochs_kl_warmup: int | None = None,
     early_stopping: bool = False,
@@ -153,12 +153,13 @@ def scvi_pyro(
         Passes over the training cells. By default 60 up to 2,000 cells, 48 for 5,000, 23 for 100,000, at least 10; more
         for less than 1,000 cells: 110 for 300.
     batch_size
-        Cells per minibatch, at least 2.
+        Cells per minibatch, at least 2; by default 256, and 1,024 from 20,000 cells on.
     train_size
         Share of the cells to train on; the others are held out to measure the validation ELBO, 10,000 of them where
         there are more. All cells get results.
     learning_rate
-        Peak of the one-cycle learning rate of Adam.
+        Peak of the one-cycle learning rate of Adam; by default 0.008, and more where minibatches of all devices
+        together are larger than 256 cells: in proportion, up to the eightfold.
     kl_weight
         Weight of the KL divergence in training. Above 1 (:cite:p:`Higgins2017`), codes keep less of what tells single
         cells apart, and so also of the batch; held-out cells are fitted better. The ELBO that is reported has weight 1.
@@ -179,7 +180,7 @@ def scvi_pyro(
         Number of devices of each machine to train on, or a list of GPUs; number of machines; and ``"auto"``, ``"ddp"``,
         ``"ddp_find_unused_parameters_true"`` (for a ``module`` of yours with parameters that not every step uses) or a
         strategy of Lightning. On several devices, a script runs once for each: started by ``torchrun`` or SLURM, or,
-        on one machine, by Lightning. ``batch_size`` is then that of each device, and the learning rate is higher.
+        on one machine, by Lightning. ``batch_size`` is then that of each device.
         ``adata`` gets codes and model in all processes, the imputed counts in the first. See :doc:`/scaling`.
     checkpoint
         File for the state of training, written at ends of epochs, at most once a minute. After a crash, Ctrl-C or a

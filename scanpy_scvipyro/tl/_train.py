@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def checked(adata: AnnData, arguments: dict[str, Any]) -> NDArray[np.bool_]:
     """Refuse bad data and arguments before any work; return the mask of the genes to model."""
     _validate.check_adata(adata, on_disk=True)
-    _validate.check_arguments(arguments)
+    _validate.check_arguments(arguments, may_be_none=("batch_size", "learning_rate"))
     _validate.check_key_added(arguments["key_added"])
     if arguments["dispersion"] == "gene-label" and arguments["labels_key"] is None:
         raise ValueError("dispersion='gene-label' needs labels; pass labels_key=, a column of adata.obs.")
