@@ -19,6 +19,7 @@ import pandas as pd
 import psutil
 import typer
 import zarr
+from pytorch_lightning import Callback, LightningModule, Trainer
 from scipy import sparse
 
 import scanpy_scvipyro as scvip
@@ -35,6 +36,9 @@ def main(
     share: Annotated[float, typer.Option(help="Share of the counts of PBMC that each cell keeps.")] = 0.5,
     formats: Annotated[str, typer.Option(help="Files to train from, separated by commas.")] = ",".join(FORMATS),
     max_epochs: Annotated[int | None, typer.Option(help="Train shorter than by default, for a quick check.")] = None,
+    epoch_share: Annotated[
+        float, typer.Option(help="End the only epoch after this share of its steps, and stop.")
+    ] = 1.0,
     memory: Annotated[bool, typer.Option(help="Train in memory, too.")] = True,
     impute: Annotated[bool, typer.Option(help="Impute into a store on disk, 4 bytes per cell and gene.")] = False,
     peer: Annotated[bool, typer.Option(help="Train scvi-tools for as many epochs, in memory and backed.")] = False,
@@ -46,7 +50,8 @@ def main(
     Cells of PBMC are repeated, each time with other parts of their counts, and sorted by batch and cell type, which is
     the hardest order to draw random minibatches from. They are written as they are made, so that memory holds few of
     them. Times have the reading of an AnnData into memory in them, where it is; processor time is that of all threads.
-    Memory is the peak of the process, with Python and PyTorch (0.5 GiB).
+    Memory is the peak of the process, with Python and PyTorch (0.5 GiB). --epoch-share is for sizes that take hours:
+    "epoch s" is the time of these steps.
     """
     _common.quiet()
     rows = []
@@ -57,7 +62,7 @@ def main(
             ways = ["disk"] + ["memory"] * memory + ["scvi-tools, memory", "scvi-tools, backed"] * peer
             for way in ways if not rows else ways[:1]:
                 try:
-                    row = _common.in_fresh_process(train, path, way, max_epochs, impute and way == "disk")
+                    row = _common.in_fresh_process(train, path, way, max_epochs, epoch_share, impute and way == "disk")
                 except BrokenProcessPool:
                     row = {"remark": "out of memory"}
                 except Exception as error:  # noqa: BLE001  of a peer, which is part of the result
@@ -122,7 +127,24 @@ def measured(row: dict[str, float], name: str) -> Iterator[None]:
     row[f"{name} processor s"] = sum(process.cpu_times()[:2]) - before
 
 
-def train(path: Path, way: str, max_epochs: int | None, impute: bool) -> dict[str, float]:
+class OnlyEpoch(Callback):
+    """Ends training after a share of the first epoch."""
+
+    def __init__(self, share: float) -> None:
+        self.share, self.seconds = share, 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, _: object, i: int
+    ) -> None:
+        if i + 1 >= self.share * trainer.num_training_batches:
+            trainer.should_stop = True
+            self.seconds = time.perf_counter() - self.start
+
+
+def train(path: Path, way: str, max_epochs: int | None, epoch_share: float, impute: bool) -> dict[str, float]:
     """Train, and compute the codes once more; the peak of memory after each."""
     _common.quiet()
     row: dict[str, float] = {}
@@ -131,9 +153,13 @@ def train(path: Path, way: str, max_epochs: int | None, impute: bool) -> dict[st
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if way.startswith("scvi-tools"):
         return train_scvi_tools(path, way, max_epochs)
+    only = [OnlyEpoch(epoch_share)] if epoch_share < 1 else []
+    options = {"max_epochs": max_epochs, "callbacks": only, "impute": False, "progress_bar": False}
     with measured(row, "training"):
         adata = opened(path, in_memory=way == "memory")
-        scvip.tl.scvi_pyro(adata, batch_key="batch", impute=False, progress_bar=False, max_epochs=max_epochs)
+        scvip.tl.scvi_pyro(adata, batch_key="batch", **options)
+    if only:
+        row["epoch s"] = only[0].seconds
     row["epochs"] = len(adata.uns["scvi_pyro"]["history"])
     row["validation ELBO"] = adata.uns["scvi_pyro"]["history"]["validation_elbo"].iloc[-1]
     row |= {"peak GiB before": start, "training peak GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
