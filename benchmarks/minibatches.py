@@ -22,7 +22,7 @@ def main(
     cells: Annotated[str, typer.Option(help="Numbers of cells, separated by commas.")] = "20000,60000",
     batch_sizes: Annotated[str, typer.Option(help="Cells per minibatch, separated by commas.")] = "256,512,1024,2048",
     genes: Annotated[int, typer.Option(help="Number of genes.")] = 1000,
-    seeds: Annotated[int, typer.Option(help="Number of seeds; medians are reported.")] = 2,
+    seeds: Annotated[int, typer.Option(help="Number of seeds; means and standard errors are reported.")] = 5,
     output: Annotated[Path | None, typer.Option(help="Folder for the table as Markdown and JSON.")] = None,
 ) -> None:
     """Train on thinned copies of PBMC with the default epochs and learning rates, and score.
@@ -48,8 +48,8 @@ def main(
             row |= {"ELBO": _common.our_elbo(adata, test)}
             rows.append(row | _scores.scib(adata.obsm["X_scvi_pyro"][scored], part.obsm["X_pca"], part.obs))
             print(rows[-1], flush=True)
-    table = pd.DataFrame(rows).groupby(["cells", "batch size"], sort=False).median().reset_index()
-    _common.report(table, "minibatches", output, decimals=3)
+    groups = pd.DataFrame(rows).groupby(["cells", "batch size"], sort=False)
+    _common.report(groups.agg(["mean", "sem"]).reset_index(), "minibatches", output, decimals=3)
 
 
 if __name__ == "__main__":

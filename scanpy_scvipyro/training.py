@@ -108,8 +108,8 @@ def default_max_epochs(n_cells: int) -> int:
 
 
 def default_batch_size(n_cells: int) -> int:
-    """Return 256 cells, and 1,024 from 20,000 cells on, which take a quarter less time (docs/recipe.md)."""
-    return 256 if n_cells < 20_000 else 1024
+    """Return 256 cells, and 1,024 from 50,000 cells on, which take a quarter less time (docs/recipe.md)."""
+    return 256 if n_cells < 50_000 else 1024
 
 
 def default_learning_rate(n_cells: int) -> float:

@@ -153,7 +153,7 @@ def scvi_pyro(
         Passes over the training cells. By default 60 up to 2,000 cells, 48 for 5,000, 23 for 100,000, at least 10; more
         for less than 1,000 cells: 110 for 300.
     batch_size
-        Cells per minibatch, at least 2; by default 256, and 1,024 from 20,000 cells on.
+        Cells per minibatch, at least 2; by default 256, and 1,024 from 50,000 cells on.
     train_size
         Share of the cells to train on; the others are held out to measure the validation ELBO, 10,000 of them where
         there are more. All cells get results.
