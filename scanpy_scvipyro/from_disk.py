@@ -84,7 +84,7 @@ class OnDisk:
 
     def _shuffled_in_buffers(self, parts: Sequence[Tensor], generator: torch.Generator) -> Sequence[Tensor]:
         shuffled: list[Tensor] = []
-        for buffer in self._buffers(parts):
+        for buffer in self._buffers(parts, self._buffer_size):
             cells = torch.cat(list(buffer))
             cells = cells[torch.randperm(len(cells), generator=generator)]
             shuffled += cells.split([len(part) for part in buffer])
@@ -92,7 +92,8 @@ class OnDisk:
 
     def minibatches(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
         """Take one minibatch after the other, as :meth:`coo` gives them, while the next buffer is read."""
-        buffers = self._buffers(parts)
+        size = self._buffer_size // (8 if _is_in_order(parts) else 1)  # then there is nothing to mix
+        buffers = self._buffers(parts, size)
         read = ahead(lambda buffer: self._read(torch.cat(list(buffer))), buffers)
         for buffer, (counts, position) in zip(buffers, read, strict=True):
             yield from map(counts.coo, position.split([len(part) for part in buffer]))
@@ -113,9 +114,9 @@ class OnDisk:
     def _block(self, rows: Tensor) -> Tensor:
         return torch.searchsorted(torch.tensor(self.bounds), rows, right=True) - 1
 
-    def _buffers(self, parts: Sequence[Tensor]) -> list[Sequence[Tensor]]:
-        """Group minibatches into as many as fit into the buffer together."""
-        n = max(1, self._buffer_size // max(1, len(parts[0])))
+    def _buffers(self, parts: Sequence[Tensor], size: int) -> list[Sequence[Tensor]]:
+        """Group minibatches into as many as are that many cells together."""
+        n = max(1, size // max(1, len(parts[0])))
         return [parts[i : i + n] for i in range(0, len(parts), n)]
 
     def _counts(self, start: int, stop: int) -> sparse.csr_array:
@@ -137,6 +138,11 @@ class OnDisk:
             counts = self._counts(start, stop)
             parts.append(counts if len(part) == stop - start else counts[(part - start).numpy()])
         return CSR.of(sparse.vstack(parts, format="csr")), position
+
+
+def _is_in_order(parts: Sequence[Tensor]) -> bool:
+    """Whether these are all cells in the order of the file, by their first ones and by the last."""
+    return torch.equal(parts[0], torch.arange(len(parts[0]))) and int(parts[-1][-1]) + 1 == sum(map(len, parts))
 
 
 def ahead(function: Callable[[T], R], arguments: Iterable[T]) -> Iterator[R]:
