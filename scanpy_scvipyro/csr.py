@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -120,6 +120,25 @@ def sent(rows: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and rows.device.type == "cpu":
         return rows.pin_memory().to(device, non_blocking=True)
     return rows.to(device)
+
+
+class Counts(Protocol):
+    """Counts of all cells, wherever they are, as the methods of :class:`CSR` give them."""
+
+    @property
+    def n_genes(self) -> int: ...
+
+    def read(self, rows: Tensor) -> CSR: ...
+
+    def shuffled(
+        self, rows: Tensor, n_minibatches: int, n_ranks: int, generator: torch.Generator
+    ) -> list[Sequence[Tensor]]: ...
+
+    def minibatches(self, parts: Sequence[Tensor]) -> Iterator[Tensor]: ...
+
+    def blocks(self) -> Iterator[tuple[slice, CSR]]: ...
+
+    def totals(self, group: Tensor) -> Totals: ...
 
 
 class Totals(NamedTuple):

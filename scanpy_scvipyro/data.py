@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from scanpy_scvipyro.csr import Totals
-    from scanpy_scvipyro.from_disk import OnDisk
-    from scanpy_scvipyro.missing import Completed
+    from scanpy_scvipyro.csr import Counts, Totals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +84,7 @@ class DataSpec:
 class CellData:
     """Counts and covariates of all cells, as tensors of one device."""
 
-    counts: CSR | OnDisk | Completed
+    counts: Counts
     depth: Tensor
     """(n_cells, 1), observed counts per cell."""
     library_size: Tensor
@@ -236,7 +234,7 @@ def load(
     if spec.size_factor_key is not None:
         factors = _validate.obs_numbers(adata, [spec.size_factor_key], "size_factor_key", positive=True)
         library_size = torch.from_numpy(factors.astype(np.float32))
-    counts: CSR | OnDisk
+    counts: Counts
     if _lazy.is_matrix_on_disk(matrix):
         from scanpy_scvipyro.from_disk import OnDisk
 

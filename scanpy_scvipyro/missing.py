@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from scanpy_scvipyro.csr import Totals
+    from scanpy_scvipyro.csr import Counts, Totals
     from scanpy_scvipyro.data import CellData, DataSpec
     from scanpy_scvipyro.model import SCVI, Cells
 
@@ -31,7 +31,7 @@ def completed(module: SCVI, data: CellData, measured: Tensor, known: DataSpec) -
 
     ``data`` has the measured genes alone, in memory or in a file.
     """
-    counts: CSR | Completed = Completed(module, data, measured, known)
+    counts: Counts = Completed(module, data, measured, known)
     if isinstance(data.counts, CSR):
         counts = counts.read(torch.arange(data.n_cells))
     depth = torch.from_numpy(np.concatenate([block.to_scipy().sum(axis=1) for _, block in counts.blocks()]))[:, None]

@@ -162,7 +162,7 @@ class TestMinibatches:
         cell_data = load(FORMS["backed"](written(mixtures, tmp_path)))
         generator = torch.Generator().manual_seed(0)
         parts = cell_data.counts.shuffled(torch.arange(mixtures.n_obs), 21, 1, generator)[0]
-        assert len(cell_data.counts._buffers(parts)) > 3
+        assert len(cell_data.counts._buffers(parts, cell_data.counts._buffer_size)) > 3
         n_blocks = [len((part // from_disk.BLOCK).unique()) for part in parts]
         in_buffer = cell_data.counts._buffer_size / from_disk.BLOCK
         assert min(n_blocks) > 0.6 * in_buffer
@@ -218,7 +218,7 @@ class TestTraining:
         monkeypatch.setattr(from_disk, "BUFFER", 1 << 27)
         cell_data = load(FORMS["backed"](written(small, tmp_path)))
         parts = cell_data.counts.shuffled(torch.arange(90), 5, 1, torch.Generator().manual_seed(0))[0]
-        assert len(cell_data.counts._buffers(parts)) == 1
+        assert len(cell_data.counts._buffers(parts, cell_data.counts._buffer_size)) == 1
 
     @pytest.mark.slow
     def test_sorted_files_train_as_well_as_memory(self, simulated, tmp_path, monkeypatch):
