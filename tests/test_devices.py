@@ -148,7 +148,9 @@ def test_a_killed_process_ends_the_other_within_a_minute(start, small, launcher,
     assert run.returncode != 0
     assert run.seconds_since_fault < 60
     assert run.ranks == {}
-    assert "another of the 2 processes of this training has ended" in run.output
+    # torchrun may end the other before that has said why; it then says so itself.
+    reasons = ["another of the 2 processes of this training has ended", "Signal 9 (SIGKILL) received"]
+    assert any(reason in run.output for reason in reasons[: 1 + bool(launcher)])
 
 
 @pytest.mark.parametrize("launcher", [TORCHRUN, ()], ids=["torchrun", "lightning"])
