@@ -73,13 +73,13 @@ def thinned(counts: sparse.csr_matrix, share: float, rng: np.random.Generator) -
     return kept
 
 
-def tiled(adata: ad.AnnData, n_cells: int, seed: int = 0) -> ad.AnnData:
+def tiled(adata: ad.AnnData, n_cells: int, seed: int = 0, columns: tuple[str, ...] = ("batch",)) -> ad.AnnData:
     """Repeat real cells, each time with other halves of their counts, until there are ``n_cells``."""
     rng = np.random.default_rng(seed)
     parts: list[ad.AnnData] = []
     missing = n_cells
     while missing:
-        part = ad.AnnData(thinned(adata.X, 0.5, rng), adata.obs[["batch"]].astype(str), adata.var[[]])
+        part = ad.AnnData(thinned(adata.X, 0.5, rng), adata.obs[list(columns)].astype(str), adata.var[[]])
         parts.append(part[np.ravel(part.X.sum(axis=1)) > 0][:missing])
         missing -= parts[-1].n_obs
     joined = ad.concat(parts, index_unique="-", keys=map(str, range(len(parts))))

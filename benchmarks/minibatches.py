@@ -35,8 +35,7 @@ def main(
     test = _common.tiled(test, 5000, seed=2)
     rows = []
     for n_cells in map(int, cells.split(",")):
-        adata = _common.tiled(train, n_cells, seed=1)
-        adata.obs["cell_type"] = train.obs["cell_type"].reindex(adata.obs_names.str.rsplit("-", n=1).str[0]).to_numpy()
+        adata = _common.tiled(train, n_cells, seed=1, columns=("batch", "cell_type"))
         scored = np.random.default_rng(0).choice(n_cells, N_SCORED, replace=False)
         part = adata[scored].copy()
         _common.add_pca(part)

@@ -32,9 +32,7 @@ def main(
     matters; the defaults have 400. The same seed holds out the same cells.
     """
     _common.quiet()
-    source = _common.load("pbmc", genes)
-    adata = _common.tiled(source, cells)
-    adata.obs["cell_type"] = source.obs["cell_type"].reindex(adata.obs_names.str.rsplit("-", n=1).str[0]).to_numpy()
+    adata = _common.tiled(_common.load("pbmc", genes), cells, columns=("batch", "cell_type"))
     adata = adata[np.lexsort((adata.obs["cell_type"].astype(str), adata.obs["batch"].astype(str)))].copy()
     _common.add_pca(scored := adata.copy())
     rows = []

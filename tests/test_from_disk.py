@@ -152,6 +152,17 @@ class TestMinibatches:
         found = np.concatenate([cells for of_rank in seen for cells in of_rank])
         assert sorted(map(bytes, found)) == sorted(map(bytes, mixtures.X[:1300].toarray()))
 
+    def test_cells_in_order_take_an_eighth_of_the_buffer(self, mixtures, tmp_path, monkeypatch):
+        monkeypatch.setattr(from_disk, "BUFFER", 1 << 19)
+        cell_data, n_read = load(FORMS["backed"](written(mixtures, tmp_path))), []
+        read = cell_data.counts._read
+        monkeypatch.setattr(cell_data.counts, "_read", lambda rows: n_read.append(len(rows)) or read(rows))
+        for parts in (torch.arange(mixtures.n_obs).split(7), torch.arange(mixtures.n_obs).flip(0).split(7)):
+            n_read.clear()
+            assert sum(part.shape[0] for part in cell_data.counts.minibatches(parts)) == mixtures.n_obs
+            share = 8 if parts[0][0] == 0 else 1
+            assert max(n_read) == cell_data.counts._buffer_size // share // 7 * 7
+
     def test_order_follows_from_the_seed(self, mixtures, tmp_path):
         cell_data = load(FORMS["backed"](written(mixtures, tmp_path)))
         first, again, other = (np.concatenate(self.parts(cell_data, seed)) for seed in (0, 0, 1))

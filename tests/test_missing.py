@@ -32,6 +32,14 @@ def without(query, share):
     return query[:, np.random.default_rng(0).random(query.n_vars) >= share].copy()
 
 
+def completed(reference, query):
+    """Cells with all genes of the reference, and which of them the query has."""
+    model, spec = storage.from_uns(reference, "scvi_pyro")
+    measured = np.isin(spec.genes, query.var_names)
+    positions = query.var_names.get_indexer(spec.genes[measured])
+    return missing.completed(model, data.load(query, spec, positions), torch.from_numpy(measured), spec), measured
+
+
 def test_codes_without_some_genes_are_nearer_to_those_of_all_than_with_zeros(reference, query):
     thinned = without(query, 0.2)
     zeros = query.copy()
@@ -53,32 +61,21 @@ def test_cells_without_half_of_the_genes_lie_among_their_line(reference, query):
 
 def test_library_sizes_are_on_the_scale_of_the_reference(reference, query):
     depth = np.ravel(query.X.sum(axis=1))
-    query = without(query, 0.3)
-    model, spec = storage.from_uns(reference, "scvi_pyro")
-    measured = np.isin(spec.genes, query.var_names)
-    positions = query.var_names.get_indexer(spec.genes[measured])
-    cells = missing.completed(model, data.load(query, spec, positions), torch.from_numpy(measured), spec)
+    cells, _ = completed(reference, without(query, 0.3))
     assert np.median(cells.library_size[:, 0].numpy() / depth) == pytest.approx(1, abs=0.05)
 
 
 def test_measured_genes_keep_their_counts(reference, query):
     query = without(query, 0.3)
-    model, spec = storage.from_uns(reference, "scvi_pyro")
-    measured = np.isin(spec.genes, query.var_names)
-    positions = query.var_names.get_indexer(spec.genes[measured])
-    cells = missing.completed(model, data.load(query, spec, positions), torch.from_numpy(measured), spec)
+    cells, measured = completed(reference, query)
     counts = next(iter(cells.chunks()))[1].counts.to_dense().numpy()
-    np.testing.assert_array_equal(counts[:, measured], query[:, spec.genes[measured]].X.toarray())
+    np.testing.assert_array_equal(counts[:, measured], query[:, reference.var_names[measured]].X.toarray())
     assert (counts[:, ~measured] > 0).all()
     np.testing.assert_allclose(counts.sum(axis=1), cells.depth[:, 0], rtol=1e-5)
 
 
 def test_however_cells_are_read_their_counts_are_the_same(reference, query):
-    query = without(query, 0.3)
-    model, spec = storage.from_uns(reference, "scvi_pyro")
-    measured = np.isin(spec.genes, query.var_names)
-    positions = query.var_names.get_indexer(spec.genes[measured])
-    cells = missing.completed(model, data.load(query, spec, positions), torch.from_numpy(measured), spec)
+    cells, _ = completed(reference, without(query, 0.3))
     counts = torch.cat([chunk.counts.to_dense() for _, chunk in cells.chunks()])
     rows = torch.arange(cells.n_cells).flip(0)[:50]
     torch.testing.assert_close(cells.cells(rows).counts.to_dense(), counts[rows])
