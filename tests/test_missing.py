@@ -34,10 +34,11 @@ def without(query, share):
 
 def completed(reference, query):
     """Cells with all genes of the reference, and which of them the query has."""
-    model, spec = storage.from_uns(reference, "scvi_pyro")
-    measured = np.isin(spec.genes, query.var_names)
-    positions = query.var_names.get_indexer(spec.genes[measured])
-    return missing.completed(model, data.load(query, spec, positions), torch.from_numpy(measured), spec), measured
+    model, known = storage.from_uns(reference, "scvi_pyro")
+    measured = np.isin(known.genes, query.var_names)
+    positions = query.var_names.get_indexer(known.genes[measured])
+    cells = data.load(query, data.describe_more(query, known), positions)
+    return missing.completed(model, cells, torch.from_numpy(measured), known), measured
 
 
 def test_codes_without_some_genes_are_nearer_to_those_of_all_than_with_zeros(reference, query):
@@ -100,6 +101,20 @@ def test_a_new_batch_may_lack_genes(reference, query):
     query.obs["batch"] = "new"
     scvip.tl.map_query(query, reference, missing_genes="impute", max_epochs=2, progress_bar=False)
     assert np.isfinite(query.obsm["X_scvi_pyro"]).all()
+
+
+def test_what_is_expected_in_a_new_batch_is_the_average_over_known_ones(reference, query, monkeypatch):
+    monkeypatch.setattr(missing, "_N_ROUNDS", 1)  # so that all have the same codes
+    query = without(query, 0.3)
+
+    def frequencies(batch):
+        query.obs["batch"] = batch
+        cells, measured = completed(reference, query)
+        return (next(cells.minibatches([torch.arange(100)])).counts.to_dense() / cells.depth[:100])[:, ~measured]
+
+    known = [frequencies(batch) for batch in reference.obs["batch"].unique()]
+    assert (known[0] - known[1]).abs().max() > 1e-4
+    torch.testing.assert_close(frequencies("new"), torch.stack(known).mean(dim=0))
 
 
 def test_loadings_are_those_of_the_genes_that_are_there(small, train_quickly):

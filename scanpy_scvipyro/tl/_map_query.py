@@ -157,7 +157,7 @@ def map_query(
     if impute:
         _validate.check_imputed_fits(adata, "pass impute=False, and write it to disk by tl.impute(adata, out=path).")
     if not _lazy.is_on_disk(adata):
-        n_bytes = 16 * adata.n_obs * int((~measured).sum())
+        n_bytes = 32 * adata.n_obs * int((~measured).sum())
         _validate.check_memory(n_bytes, "expected counts of missing genes", "map fewer cells at a time.")
     spec = data.describe_more(adata, known)
     cell_data = data.load(adata, spec, positions[measured])
