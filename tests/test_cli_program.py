@@ -114,9 +114,10 @@ def test_the_same_seed_gives_the_same_files_whoever_listens(work):
     arguments = ["annotate", "b.h5ad", "-o", "second.h5ad", "--labels-key", "cell_type", *FIT]
     read, write = os.pipe()
     os.close(read)
-    second = subprocess.run(
-        ["sh", "-c", 'exec "$@" <&- >&-', "sh", *PROGRAM, *arguments], check=False, cwd=work, stderr=write
-    )
+    # Without a buffer, nothing would be left to fail at exit.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = ["sh", "-c", 'exec "$@" <&- >&-', "sh", *PROGRAM, *arguments]
+    second = subprocess.run(command, check=False, cwd=work, stderr=write, env=environment)
     os.close(write)
     assert second.returncode == 0
     assert (work / "first.h5ad").read_bytes() == (work / "second.h5ad").read_bytes()

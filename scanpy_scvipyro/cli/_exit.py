@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 import signal
+import sys
 import threading
 from typing import TYPE_CHECKING, NoReturn
 
@@ -42,8 +44,12 @@ def codes() -> Iterator[None]:
 
 def say(message: str) -> None:
     """Write a line to stderr; that nobody reads it any more is no reason to stop."""
-    with contextlib.suppress(OSError, ValueError):
+    try:
         click.echo(message, err=True)
+    except BrokenPipeError:  # what is left in the buffer would fail once more at exit, with code 120
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    except (OSError, ValueError):
+        pass
 
 
 @contextlib.contextmanager
