@@ -41,6 +41,7 @@ def main(
     ] = 1.0,
     memory: Annotated[bool, typer.Option(help="Train in memory, too.")] = True,
     impute: Annotated[bool, typer.Option(help="Impute into a store on disk, 4 bytes per cell and gene.")] = False,
+    lazy: Annotated[bool, typer.Option(help="Train through read_lazy, too.")] = False,
     peer: Annotated[bool, typer.Option(help="Train scvi-tools for as many epochs, in memory and backed.")] = False,
     folder: Annotated[Path | None, typer.Option(help="Where to write the files; by default a temporary one.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the table as Markdown and JSON.")] = None,
@@ -59,8 +60,8 @@ def main(
         for name in formats.split(","):
             path = Path(directory) / ("cells.zarr" if name == "zarr" else "cells.h5ad")
             _common.in_fresh_process(write, path, cells, genes, share, FORMATS[name])
-            ways = ["disk"] + ["memory"] * memory + ["scvi-tools, memory", "scvi-tools, backed"] * peer
-            for way in ways if not rows else ways[:1]:
+            once = ["memory"] * memory + ["scvi-tools, memory", "scvi-tools, backed"] * peer
+            for way in ["disk"] + ["disk, lazy"] * lazy + once * (not rows):
                 try:
                     row = _common.in_fresh_process(train, path, way, max_epochs, epoch_share, impute and way == "disk")
                 except BrokenProcessPool:
@@ -85,7 +86,8 @@ def write(path: Path, n_cells: int, n_genes: int, share: float, compression: str
     rng = np.random.default_rng(0)
     groups = source.obs.groupby(["batch", "cell_type"], observed=True).indices
     n_of_group = np.diff(np.round(np.cumsum([0, *map(len, groups.values())]) * (n_cells / source.n_obs)).astype(int))
-    store = zarr.open_group(path, mode="w") if path.suffix == ".zarr" else h5py.File(path, "w")
+    is_zarr, zarr_format = path.suffix == ".zarr", ad.settings.zarr_write_format
+    store = zarr.open_group(path, mode="w", zarr_format=zarr_format) if is_zarr else h5py.File(path, "w")
     batch = pd.Categorical(np.repeat([batch for batch, _ in groups], n_of_group))
     obs = pd.DataFrame({"batch": batch}, index=pd.RangeIndex(n_cells).astype(str))
     ad.io.write_elem(store, "/", ad.AnnData(obs=obs, var=source.var[[]]))
@@ -93,13 +95,14 @@ def write(path: Path, n_cells: int, n_genes: int, share: float, compression: str
     for part in parts(source.X, list(groups.values()), n_of_group, share, rng):
         if matrix is None:
             # As large as files have them that are written at once.
-            kwargs = {"chunks": (1 << 15 if path.suffix == ".h5ad" else 1 << 20,)}
+            whole = zarr.create_array({}, shape=(part.nnz // part.shape[0] * n_cells,), dtype=part.dtype)
+            kwargs = {"chunks": whole.chunks if is_zarr else (1 << 15,)}
             kwargs |= {"compression": compression} if compression else {}
             ad.io.write_elem(store, "X", part, dataset_kwargs=kwargs)
             matrix = ad.io.sparse_dataset(store["X"])
         else:
             matrix.append(part)
-    if path.suffix == ".h5ad":
+    if not is_zarr:
         store.close()
 
 
@@ -156,7 +159,7 @@ def train(path: Path, way: str, max_epochs: int | None, epoch_share: float, impu
     only = [OnlyEpoch(epoch_share)] if epoch_share < 1 else []
     options = {"max_epochs": max_epochs, "callbacks": only, "impute": False, "progress_bar": False}
     with measured(row, "training"):
-        adata = opened(path, in_memory=way == "memory")
+        adata = opened(path, way)
         scvip.tl.scvi_pyro(adata, batch_key="batch", **options)
     if only:
         row["epoch s"] = only[0].seconds
@@ -173,11 +176,17 @@ def train(path: Path, way: str, max_epochs: int | None, epoch_share: float, impu
     return row
 
 
-def opened(path: Path, *, in_memory: bool) -> ad.AnnData:
-    """Open a file in the way that fits its format."""
-    if path.suffix == ".zarr":
-        return ad.read_zarr(path) if in_memory else ad.experimental.read_lazy(path)
-    return ad.read_h5ad(path, backed=None if in_memory else "r")
+def opened(path: Path, way: str) -> ad.AnnData:
+    """Open a file in the way that is asked for."""
+    if way == "disk, lazy":
+        return ad.experimental.read_lazy(path)
+    if path.suffix == ".h5ad":
+        return ad.read_h5ad(path, backed=None if way == "memory" else "r")
+    if way == "memory":
+        return ad.read_zarr(path)
+    store = zarr.open_group(path, mode="r")
+    obs, var = (ad.io.read_elem(store[name]) for name in ("obs", "var"))
+    return ad.AnnData(ad.io.sparse_dataset(store["X"]), obs, var)
 
 
 def train_scvi_tools(path: Path, way: str, max_epochs: int | None) -> dict[str, float]:
@@ -188,7 +197,7 @@ def train_scvi_tools(path: Path, way: str, max_epochs: int | None) -> dict[str, 
 
     row: dict[str, float] = {}
     with measured(row, "training"):
-        adata = opened(path, in_memory=way.endswith("memory"))
+        adata = opened(path, way.removeprefix("scvi-tools, "))
         scvi.model.SCVI.setup_anndata(adata, batch_key="batch")
         model = scvi.model.SCVI(adata)
         row["epochs"] = max_epochs or default_max_epochs(adata.n_obs)

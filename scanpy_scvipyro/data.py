@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -109,11 +109,6 @@ class CellData:
     def to(self, device: torch.device) -> CellData:
         return CellData(*(getattr(self, part.name).to(device) for part in fields(self)))
 
-    def only(self, rows: Tensor) -> CellData:
-        """Read some of the cells into memory."""
-        covariates = [getattr(self, part.name)[rows] for part in fields(self)[1:]]
-        return CellData(self.counts.read(rows), *covariates)
-
     def cells(self, rows: Tensor) -> Cells:
         """Minibatch of the given cells, with counts as a coalesced sparse COO tensor."""
         return next(self.minibatches([rows]))
@@ -213,11 +208,13 @@ def load(
     spec: DataSpec,
     genes: NDArray[np.bool_] | NDArray[np.intp] | None = None,
     *,
+    kept: Tensor | None = None,
     show: bool | None = None,
 ) -> CellData:
     """Check and read what the spec names; the genes by mask or position, else by their names.
 
-    ``show`` is whether to show a bar while counts on disk are checked, by default if Scanpy is to say anything.
+    Of counts on disk, those of the cells ``kept`` stay in memory, since they are asked for again and again. ``show`` is
+    whether to show a bar while counts on disk are checked, by default if Scanpy is to say anything.
     """
     genes = spec.gene_positions(adata) if genes is None else genes
     matrix, where = _counts.find(adata, spec.layer)
@@ -239,7 +236,7 @@ def load(
         from scanpy_scvipyro.from_disk import OnDisk
 
         counts = OnDisk(matrix, where, genes)
-        depth = counts.check(adata, batch, show=settings.verbosity > 0 if show is None else show)
+        depth = counts.check(adata, batch, kept, show=settings.verbosity > 0 if show is None else show)
     else:
         in_memory = _counts.read_counts(adata, matrix, where, genes)
         counts = CSR.of(in_memory)
@@ -300,6 +297,24 @@ def n_training_cells(n_cells: int, train_size: float) -> int:
     return max(2, round(train_size * n_cells))
 
 
+class Split(NamedTuple):
+    """Cells to train on, and cells that are held out, each in random order."""
+
+    training: Tensor
+    validation: Tensor
+
+    @classmethod
+    def drawn(cls, n_cells: int, train_size: float, generator: torch.Generator) -> Split:
+        rows, n_training = torch.randperm(n_cells, generator=generator), n_training_cells(n_cells, train_size)
+        return cls(rows[:n_training], rows[n_training:])
+
+    @property
+    def evaluated(self) -> tuple[Tensor, Tensor]:
+        """Cells whose ELBO is computed after each epoch: held out ones, and as many of those to train on."""
+        n_evaluated = len(self.validation) or min(len(self.training), 1000)
+        return self.training[: min(n_evaluated, MAX_EVALUATED)], self.validation[:MAX_EVALUATED]
+
+
 class CellDataModule(LightningDataModule):
     """Training and validation cells for Lightning.
 
@@ -311,9 +326,7 @@ class CellDataModule(LightningDataModule):
         super().__init__()
         self.data, self.batch_size = data, batch_size
         self.generator = torch.Generator().manual_seed(int(random_state))
-        rows = torch.randperm(data.n_cells, generator=self.generator)
-        n_train = n_training_cells(data.n_cells, train_size)
-        self.train_rows, self.validation_rows = rows[:n_train], rows[n_train:]
+        self.split = Split.drawn(data.n_cells, train_size, self.generator)
 
     def setup(self, stage: str) -> None:
         """Keep the counts on the GPU where they take less than half of its free memory."""
@@ -323,24 +336,16 @@ class CellDataModule(LightningDataModule):
             self.data = self.data.to(device)
 
     def train_dataloader(self) -> DataLoader[Cells]:
-        return self._loader(self.data, self.train_rows, self.batch_size, self.generator)
+        return self._loader(self.split.training, self.batch_size, self.generator)
 
     def val_dataloader(self) -> list[DataLoader[Cells]]:
-        n_evaluated = len(self.validation_rows) or min(len(self.train_rows), 1000)
-        parts = [rows[:MAX_EVALUATED] for rows in (self.train_rows[:n_evaluated], self.validation_rows)]
-        data = self.data
-        if not isinstance(data.counts, CSR):  # read once, since cells from everywhere take as long as an epoch
-            data, sizes = data.only(torch.cat(parts)), [len(rows) for rows in parts]
-            parts = list(torch.arange(sum(sizes)).split(sizes))
-        return [self._loader(data, rows, 1024) for rows in parts if len(rows)]
+        return [self._loader(rows, 1024) for rows in self.split.evaluated if len(rows)]
 
-    def _loader(
-        self, data: CellData, rows: Tensor, batch_size: int, generator: torch.Generator | None = None
-    ) -> DataLoader[Cells]:
+    def _loader(self, rows: Tensor, batch_size: int, generator: torch.Generator | None = None) -> DataLoader[Cells]:
         # Of its own generator it draws a number in each pass, else of the global one: a run that goes on would differ.
         own = torch.Generator()
         rank, n_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        minibatches = Minibatches(data, rows, batch_size, generator, rank=rank, n_ranks=n_ranks)
+        minibatches = Minibatches(self.data, rows, batch_size, generator, rank=rank, n_ranks=n_ranks)
         return DataLoader(minibatches, batch_size=None, generator=own)
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from anndata.abc import CSCDataset
+from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 BLOCK = 512
-"""Neighbouring cells that are read together. Files are compressed in parts of about as many."""
+"""Neighbouring cells that are read together, at least. Chunks of h5ad files hold fewer."""
 BUFFER = 1 << 28
 """Bytes of counts that minibatches are taken from: 200,000 cells with counts of 160 genes each, of 400 blocks."""
 
@@ -43,9 +43,14 @@ class OnDisk:
         self._buffer_size = BLOCK
         self._totals: Totals | None = None
         self._summed_by: Tensor | None = None
+        self._kept, self._kept_counts = torch.arange(0), CSR.of(sparse.csr_array((0, self.n_genes), dtype=np.float32))
 
-    def check(self, adata: AnnData, batch: Tensor, *, show: bool) -> Tensor:
-        """Read all counts once: refuse what is none, sum them over batches, and return the sum of each cell."""
+    def check(self, adata: AnnData, batch: Tensor, kept: Tensor | None = None, *, show: bool) -> Tensor:
+        """Read all counts once: refuse what is none, sum them over batches, and return the sum of each cell.
+
+        Counts of the cells ``kept`` stay in memory.
+        """
+        self._kept, kept_counts = (self._kept if kept is None else kept).unique(), []
         depth = torch.empty(self.n_cells, 1)
         sums, n_values = torch.zeros(3, (int(batch.max()) + 1) * self.n_genes, dtype=torch.float64), 0
         unchecked = ahead(lambda rows: (rows, self._stored(rows.start, rows.stop)), self._slices())
@@ -53,9 +58,12 @@ class OnDisk:
             counts = _counts.checked(part, self.where, adata, rows.start)
             depth[rows] = torch.from_numpy(np.asarray(counts.sum(axis=1), dtype=np.float32).reshape(-1, 1))
             csr.add_to(sums, CSR.of(counts), batch[rows])
+            first, last = torch.searchsorted(self._kept, torch.tensor([rows.start, rows.stop])).tolist()
+            kept_counts.append(counts[(self._kept[first:last] - rows.start).numpy()])
             n_values += counts.nnz
         _counts.refuse_empty(depth[:, 0].numpy(), self.where, adata, everything=isinstance(self._columns, slice))
         self._totals, self._summed_by = Totals(*sums.view(3, -1, self.n_genes)), batch
+        self._kept_counts = CSR.of(sparse.vstack(kept_counts, format="csr"))
         self._buffer_size = max(1, BUFFER * self.n_cells // (8 * n_values))
         return depth
 
@@ -131,6 +139,8 @@ class OnDisk:
     def _read(self, rows: Tensor) -> tuple[CSR, Tensor]:
         """Read cells in the order of the file, each once; and where the given ones stand among them."""
         cells, position = rows.cpu().unique(return_inverse=True)
+        if torch.isin(cells, self._kept, assume_unique=True).all():
+            return self._kept_counts, torch.searchsorted(self._kept, cells)[position]
         _, n_in_block = self._block(cells).unique_consecutive(return_counts=True)
         parts = []
         for part in cells.split(n_in_block.tolist()):
@@ -168,9 +178,10 @@ def _without_threads_of_its_own() -> None:
 
 def _reader(matrix: Any) -> tuple[Callable[[int, int], sparse.csr_array], list[int]]:
     """How to read neighbouring cells of a matrix, and where blocks of them start and end."""
+    if isinstance(matrix, CSRDataset):
+        return _reader_of_group(matrix)
     if not _lazy.is_dask(matrix):
-        bounds = [*range(0, matrix.shape[0], BLOCK), matrix.shape[0]]
-        return lambda start, stop: sparse.csr_array(matrix[start:stop]), bounds
+        return lambda start, stop: sparse.csr_array(matrix[start:stop]), _bounds(matrix.shape[0], BLOCK)
     bounds = [0, *np.cumsum(matrix.chunks[0]).tolist()]
     chunks = matrix.rechunk({1: -1}).to_delayed().ravel()
 
@@ -180,6 +191,27 @@ def _reader(matrix: Any) -> tuple[Callable[[int, int], sparse.csr_array], list[i
         return sparse.csr_array(chunk[start - bounds[i] : stop - bounds[i]])
 
     return read, bounds
+
+
+def _bounds(n_cells: int, block: int) -> list[int]:
+    return [*range(0, n_cells, block), n_cells]
+
+
+def _reader_of_group(matrix: CSRDataset) -> tuple[Callable[[int, int], sparse.csr_array], list[int]]:
+    """How to read neighbouring cells of a sparse matrix, of which slices take twice as long, to look up versions.
+
+    For each block, all chunks of the store that have a part of it are decompressed: most of zarr are larger than BLOCK.
+    """
+    indptr, indices, values = matrix.group["indptr"][:], matrix.group["indices"], matrix.group["data"]
+    n_cells, n_genes = matrix.shape
+    cells_of_chunk = (values.chunks or [0])[0] * n_cells // max(1, values.shape[0])
+
+    def read(start: int, stop: int) -> sparse.csr_array:
+        first, last = indptr[start], indptr[stop]
+        parts = (values[first:last], indices[first:last], indptr[start : stop + 1] - first)
+        return sparse.csr_array(parts, shape=(stop - start, n_genes))
+
+    return read, _bounds(n_cells, max(BLOCK, cells_of_chunk // 4))
 
 
 def _refuse_columns(matrix: Any, where: str) -> None:

@@ -1,6 +1,6 @@
 """How training ended: what the latent codes hold, what they are worth, and which batches stay apart.
 
-Computed from a thousand or two of the cells, so that each training can be judged at once.
+Computed from two thousand of the cells, so that each training can be judged at once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def judged(n_cells: int) -> NDArray[np.intp]:
     """Cells to judge a model by, where there are many."""
-    return _select.random_cells(n_cells, 1000, 0)
+    return _select.random_cells(n_cells, 2000, 0)
 
 
 def findings(module: SCVI, data: CellData, stored: dict[str, Any]) -> list[Finding]:
@@ -73,7 +73,7 @@ def worthless(stored: dict[str, Any]) -> list[Finding]:
 
 def alone(latent: NDArray[np.float32], batches: Codes, labels: Codes | None, names: Sequence[str]) -> list[Finding]:
     """Warn of batches that are not mixed with others at all; of the labels, -1 is none."""
-    rows = _select.random_cells(len(latent), 2000, 0)
+    rows = judged(len(latent))
     codes = batches[rows]
     of_kinds = np.zeros_like(codes) if labels is None else labels[rows]
     same = integration.same_share(integration.neighbors(latent[rows]), codes)
@@ -117,9 +117,9 @@ def elbo_without_codes(data: CellData, rows: NDArray[np.intp], gene_likelihood: 
 
 
 def _inverse_dispersion(data: CellData, frequency: torch.Tensor) -> torch.Tensor:
-    """Theta of each gene, (n_genes,), from the moments of two thousand cells."""
+    """Theta of each gene, (n_genes,), from the moments of the cells that models are judged by."""
     excess, square = torch.zeros(2, data.n_genes, dtype=torch.float64)
-    for _, cells in data.chunks(torch.from_numpy(_select.random_cells(data.n_cells, 2000, 0))):
+    for _, cells in data.chunks(torch.from_numpy(judged(data.n_cells))):
         assert cells.counts is not None
         mean = cells.library_size.double() * frequency[cells.batch]
         squares = mean.square().sum(dim=0)

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar
 
 from scanpy_scvipyro import _progress
-from scanpy_scvipyro.data import CellDataModule, n_training_cells
+from scanpy_scvipyro._arguments import taken_by
+from scanpy_scvipyro.data import CellDataModule, Split, n_training_cells
 from scanpy_scvipyro.devices import ended_together, seed_of_process, share_statistics
 from scanpy_scvipyro.elbo import MeanFieldELBO
 from scanpy_scvipyro.model import SCVI
@@ -29,7 +30,6 @@ from scanpy_scvipyro.posterior import elbo_terms
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from numpy.typing import NDArray
     from pytorch_lightning.loggers import Logger
     from pytorch_lightning.strategies import Strategy
     from torch import Tensor
@@ -131,16 +131,9 @@ def untrained(
     return model
 
 
-def unseen(data: CellData, recipe: Recipe) -> NDArray[np.intp]:
-    """Cells that :func:`fit` holds out of training."""
-    rows: NDArray[np.intp] = _cells(data, recipe).validation_rows.numpy()
-    return rows
-
-
-def _cells(data: CellData, recipe: Recipe) -> CellDataModule:
-    return CellDataModule(
-        data, train_size=recipe.train_size, batch_size=recipe.batch_size, random_state=recipe.random_state
-    )
+def split(n_cells: int, recipe: Recipe) -> Split:
+    """Cells that :func:`fit` trains on, and those that it holds out."""
+    return Split.drawn(n_cells, recipe.train_size, torch.Generator().manual_seed(int(recipe.random_state)))
 
 
 class TrainingPlan(pl.LightningModule):
@@ -279,7 +272,7 @@ def fit(
         callbacks.append(EpochProgress())
     if checkpoint is not None:
         callbacks.append(checkpoint)
-    cells = _cells(data, recipe)
+    cells = CellDataModule(data, **taken_by(CellDataModule, vars(recipe)))
     # glibc returns freed memory to the kernel until it has seen a large block freed; each step would then fetch all its
     # buffers anew, a sixth of its time.
     torch.empty(8_000_000 - 4096)

@@ -285,7 +285,7 @@ def test_training_cells_are_a_share_but_at_least_two(n_cells, train_size, expect
 def test_validation_cells_are_held_out_and_depend_on_the_seed(small):
     def split(seed):
         module = data.CellDataModule(load(small), train_size=0.8, batch_size=16, random_state=seed)
-        return module.train_rows.tolist(), module.validation_rows.tolist()
+        return module.split.training.tolist(), module.split.validation.tolist()
 
     train, validation = split(0)
     assert sorted(train + validation) == list(range(small.n_obs))

@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import torch
+import zarr
 from scipy import sparse
 
 import scanpy_scvipyro as scvip
-from scanpy_scvipyro import _stored, checkpoint, data, from_disk
-from scanpy_scvipyro.data import CellDataModule, Minibatches
+from scanpy_scvipyro import _stored, checkpoint, data, from_disk, outcome
+from scanpy_scvipyro.data import Minibatches
 
 pytest.importorskip("dask", reason="read_lazy needs dask")
 
@@ -26,8 +27,15 @@ def small_buffers(monkeypatch):
     monkeypatch.setattr(from_disk, "BUFFER", 1 << 16)
 
 
+def opened_zarr(path):
+    store = zarr.open_group(path, mode="r")
+    others = {name: ad.io.read_elem(store[name]) for name in ("obs", "var", "obsm", "uns")}
+    return ad.AnnData(ad.io.sparse_dataset(store["X"]), **others)
+
+
 FORMS = {
     "backed": lambda path: ad.read_h5ad(path, backed="r"),
+    "zarr": lambda path: opened_zarr(path.with_suffix(".zarr")),
     "lazy h5ad": ad.experimental.read_lazy,
     "lazy zarr": lambda path: ad.experimental.read_lazy(path.with_suffix(".zarr")),
     "two lazy files": lambda path: ad.concat(
@@ -49,9 +57,9 @@ def written(adata, tmp_path, **options):
     return tmp_path / "cells.h5ad"
 
 
-def load(adata, genes=None, **spec):
+def load(adata, genes=None, kept=None, **spec):
     genes = np.ones(adata.n_vars, dtype=bool) if genes is None else genes
-    return data.load(adata, data.describe(adata, data.DataSpec(**spec), genes), genes, show=False)
+    return data.load(adata, data.describe(adata, data.DataSpec(**spec), genes), genes, kept=kept, show=False)
 
 
 def dense(cells):
@@ -178,14 +186,26 @@ class TestMinibatches:
         in_buffer = cell_data.counts._buffer_size / from_disk.BLOCK
         assert min(n_blocks) > 0.6 * in_buffer
 
-    def test_evaluated_cells_are_read_once(self, mixtures, tmp_path, monkeypatch):
-        cell_data = load(FORMS["backed"](written(mixtures, tmp_path)))
-        loaders = CellDataModule(cell_data, train_size=0.9, batch_size=64, random_state=0).val_dataloader()
-        monkeypatch.setattr(from_disk.OnDisk, "_read", None)
-        counts = [np.concatenate([dense(cells) for cells in loader]) for loader in loaders]
-        module = CellDataModule(load(mixtures), train_size=0.9, batch_size=64, random_state=0)
-        for found, loader in zip(counts, module.val_dataloader(), strict=True):
-            np.testing.assert_array_equal(found, np.concatenate([dense(cells) for cells in loader]))
+    def test_cells_that_are_asked_for_again_stay_in_memory(self, mixtures, tmp_path, form, monkeypatch):
+        kept = torch.tensor([1209, 3, 700, 3, 0])
+        cell_data = load(form(written(mixtures, tmp_path)), kept=kept)
+        n_asked, read = [], cell_data.counts._counts
+        monkeypatch.setattr(cell_data.counts, "_counts", lambda *rows: n_asked.append(rows) or read(*rows))
+        for rows in (kept, torch.tensor([700, 1209])):
+            np.testing.assert_array_equal(dense(cell_data.cells(rows)), mixtures.X[rows.numpy()].toarray())
+        assert not n_asked
+        np.testing.assert_array_equal(dense(cell_data.cells(torch.tensor([3, 4]))), mixtures.X[[3, 4]].toarray())
+        assert n_asked
+
+    @pytest.mark.parametrize("share", [0.9, 1.0])
+    def test_training_reads_all_cells_for_checks_and_for_codes_alone(self, mixtures, tmp_path, monkeypatch, share):
+        monkeypatch.setattr(from_disk, "BUFFER", 1 << 28)  # of which blocks are no parts
+        monkeypatch.setattr(data, "MAX_EVALUATED", 30)
+        monkeypatch.setattr(outcome, "judged", lambda n_cells: np.arange(0, n_cells, 50))
+        opened, n_read, read = FORMS["backed"](written(mixtures, tmp_path)), [], from_disk.OnDisk._stored
+        monkeypatch.setattr(from_disk.OnDisk, "_stored", lambda *rows: n_read.append(rows[2] - rows[1]) or read(*rows))
+        scvip.tl.scvi_pyro(opened, max_epochs=2, train_size=share, impute=False, progress_bar=False)
+        assert (2 + 2 * share) * mixtures.n_obs <= sum(n_read) + 1 <= 4 * mixtures.n_obs + 1
 
 
 class TestAhead:

@@ -227,7 +227,7 @@ def test_early_stopping_gives_back_the_weights_of_the_best_epoch(mixtures, train
     spec = data.DataSpec(batch_key="batch")
     genes = np.ones(mixtures.n_vars, dtype=bool)
     cell_data = data.load(mixtures, data.describe(mixtures, spec, genes), genes)
-    held_out = data.CellDataModule(cell_data, train_size=0.9, batch_size=512, random_state=0).validation_rows
+    held_out = data.CellDataModule(cell_data, train_size=0.9, batch_size=512, random_state=0).split.validation
     module = scvip.get.model(mixtures)
     with torch.no_grad():
         terms = [torch.stack(posterior.elbo_terms(module, cell_data.cells(held_out))) for _ in range(50)]

@@ -74,8 +74,11 @@ def train(
     if given is not None or not reads_labels(module.__name__, arguments):
         arguments["labels_key"] = None
     spec = data.describe(adata, data.DataSpec(**taken_by(data.DataSpec, arguments)), genes)
-    cell_data = data.load(adata, spec, genes, show=arguments["progress_bar"])
-    recipe = training.recipe(cell_data.n_cells, **taken_by(training.Recipe, arguments))
+    recipe = training.recipe(adata.n_obs, **taken_by(training.Recipe, arguments))
+    split = training.split(adata.n_obs, recipe)
+    unseen, judged = split.validation.numpy(), outcome.judged(adata.n_obs)
+    looked_at = torch.cat([*split.evaluated, torch.from_numpy(judged)])
+    cell_data = data.load(adata, spec, genes, kept=looked_at, show=arguments["progress_bar"])
     batch_offset = arguments["batch_offset"]
     model_options = taken_by(SCVI, arguments) | {
         "n_labels": spec.n_labels if given is None else len(given.names),
@@ -86,7 +89,6 @@ def train(
     }
     training_data = cell_data
     if given is not None:
-        unseen = training.unseen(cell_data, recipe)
         held_out = given.hold_out(unseen, recipe.random_state)
         if unlearnt := given.unlearnt(unseen):
             warn(
@@ -123,8 +125,7 @@ def train(
         params |= {"init_from": arguments.get("init_from")}
         stored = storage.to_uns(model, spec, model_options, params, history)
         stored |= absent.entry(cell_data)
-        evaluated = training.unseen(cell_data, recipe)[:5000]  # as the ELBO is, in random order
-        rows = evaluated if len(evaluated) else outcome.judged(adata.n_obs)
+        rows = split.evaluated[1].numpy()[:5000] if len(unseen) else judged
         stored["elbo_without_codes"] = outcome.elbo_without_codes(cell_data, rows, model.gene_likelihood)
         if given is not None:
             stored["labels"] = labels.learn(model, cell_data, given, held_out)
