@@ -63,7 +63,7 @@ def main(
             once = ["memory"] * memory + ["scvi-tools, memory", "scvi-tools, backed"] * peer
             for way in ["disk"] + ["disk, lazy"] * lazy + once * (not rows):
                 try:
-                    row = _common.in_fresh_process(train, path, way, max_epochs, epoch_share, impute and way == "disk")
+                    row = _common.in_fresh_process(train, path, way, max_epochs, epoch_share, impute)
                 except BrokenProcessPool:
                     row = {"remark": "out of memory"}
                 except Exception as error:  # noqa: BLE001  of a peer, which is part of the result
