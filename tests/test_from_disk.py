@@ -171,6 +171,16 @@ class TestMinibatches:
             share = 8 if parts[0][0] == 0 else 1
             assert max(n_read) == cell_data.counts._buffer_size // share // 7 * 7
 
+    def test_blocks_are_no_small_part_of_what_is_compressed_together(self, mixtures, tmp_path):
+        store, n_values = zarr.open_group(tmp_path / "cells.zarr", mode="w", zarr_format=2), mixtures.X.nnz
+        for n_cells, block in ((200, 50), (10, from_disk.BLOCK)):
+            chunks = {"chunks": (n_values * n_cells // mixtures.n_obs,)}
+            ad.io.write_elem(store, f"of {n_cells}", mixtures.X, dataset_kwargs=chunks)
+            on_disk = load(ad.AnnData(ad.io.sparse_dataset(store[f"of {n_cells}"])))
+            sizes = np.diff(on_disk.counts.bounds)
+            assert abs(sizes[0] - block) <= 1
+            assert len(set(sizes[:-1])) == 1
+
     def test_order_follows_from_the_seed(self, mixtures, tmp_path):
         cell_data = load(FORMS["backed"](written(mixtures, tmp_path)))
         first, again, other = (np.concatenate(self.parts(cell_data, seed)) for seed in (0, 0, 1))
