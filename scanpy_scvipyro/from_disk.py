@@ -27,6 +27,8 @@ R = TypeVar("R")
 
 BLOCK = 512
 """Neighbouring cells that are read together, at least. Chunks of h5ad files hold fewer."""
+TOGETHER = 8
+"""Blocks that are read at once, at most, where all are needed: chunks that two of them share are decompressed once."""
 BUFFER = 1 << 28
 """Bytes of counts that minibatches are taken from: 200,000 cells with counts of 160 genes each, of 400 blocks."""
 
@@ -38,6 +40,7 @@ class OnDisk:
         _refuse_columns(matrix, where)
         self.where = where
         self._read_all, self.bounds = _reader(matrix)
+        self._n_together = 1 if _lazy.is_dask(matrix) else TOGETHER
         self._columns = _select.columns(genes, matrix.shape[1])
         self.n_cells, self.n_genes = matrix.shape[0], len(np.arange(matrix.shape[1])[genes])
         self._buffer_size = BLOCK
@@ -117,7 +120,7 @@ class OnDisk:
         return csr.totals(self.blocks(), group, self.n_genes)
 
     def _slices(self) -> list[slice]:
-        return [slice(start, stop) for start, stop in pairwise(self.bounds)]
+        return [slice(*ends) for ends in pairwise([*self.bounds[: -1 : self._n_together], self.bounds[-1]])]
 
     def _block(self, rows: Tensor) -> Tensor:
         return torch.searchsorted(torch.tensor(self.bounds), rows, right=True) - 1
@@ -128,11 +131,11 @@ class OnDisk:
         return [parts[i : i + n] for i in range(0, len(parts), n)]
 
     def _counts(self, start: int, stop: int) -> sparse.csr_array:
-        """Cells of one block."""
+        """Neighbouring cells."""
         return _counts.canonical(self._stored(start, stop))
 
     def _stored(self, start: int, stop: int) -> sparse.csr_array:
-        """Cells of one block as they are in the file, without the genes that are not needed."""
+        """Neighbouring cells as they are in the file, without the genes that are not needed."""
         rows = self._read_all(start, stop)
         return rows if isinstance(self._columns, slice) else rows[:, self._columns]  # scipy copies also through a slice
 
@@ -141,9 +144,11 @@ class OnDisk:
         cells, position = rows.cpu().unique(return_inverse=True)
         if torch.isin(cells, self._kept, assume_unique=True).all():
             return self._kept_counts, torch.searchsorted(self._kept, cells)[position]
-        _, n_in_block = self._block(cells).unique_consecutive(return_counts=True)
+        block = self._block(cells)
+        step = block.diff()
+        starts = torch.nonzero((step > 1) | ((step == 1) & (block[1:] % self._n_together == 0)))[:, 0] + 1
         parts = []
-        for part in cells.split(n_in_block.tolist()):
+        for part in cells.tensor_split(starts):
             start, stop = int(part[0]), int(part[-1]) + 1
             counts = self._counts(start, stop)
             parts.append(counts if len(part) == stop - start else counts[(part - start).numpy()])

@@ -181,6 +181,17 @@ class TestMinibatches:
             assert abs(sizes[0] - block) <= 1
             assert len(set(sizes[:-1])) == 1
 
+    def test_neighbouring_blocks_are_read_at_once(self, mixtures, tmp_path, monkeypatch):
+        counts, asked = load(FORMS["backed"](written(mixtures, tmp_path))).counts, []
+        read = counts._read_all
+        monkeypatch.setattr(counts, "_read_all", lambda *ends: asked.append(ends) or read(*ends))
+        rows = torch.cat([torch.arange(20, 300), torch.arange(340, 350), torch.arange(352, 353)])
+        np.testing.assert_array_equal(counts.coo(rows).to_dense(), mixtures.X[rows.numpy()].toarray())
+        assert asked == [(20, 128), (128, 256), (256, 300), (340, 353)]
+        asked.clear()
+        assert sum(part.n_cells for _, part in counts.blocks()) == mixtures.n_obs
+        assert len(asked) == -(-mixtures.n_obs // 128)
+
     def test_order_follows_from_the_seed(self, mixtures, tmp_path):
         cell_data = load(FORMS["backed"](written(mixtures, tmp_path)))
         first, again, other = (np.concatenate(self.parts(cell_data, seed)) for seed in (0, 0, 1))
