@@ -95,8 +95,8 @@ def write(path: Path, n_cells: int, n_genes: int, share: float, compression: str
     for part in parts(source.X, list(groups.values()), n_of_group, share, rng):
         if matrix is None:
             # As large as files have them that are written at once.
-            whole = zarr.create_array({}, shape=(part.nnz // part.shape[0] * n_cells,), dtype=part.dtype)
-            kwargs = {"chunks": whole.chunks if is_zarr else (1 << 15,)}
+            whole = (part.nnz // part.shape[0] * n_cells,)
+            kwargs = {"chunks": zarr.create_array({}, shape=whole, dtype=part.dtype).chunks if is_zarr else (1 << 15,)}
             kwargs |= {"compression": compression} if compression else {}
             ad.io.write_elem(store, "X", part, dataset_kwargs=kwargs)
             matrix = ad.io.sparse_dataset(store["X"])
