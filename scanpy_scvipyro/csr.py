@@ -153,19 +153,18 @@ class Totals(NamedTuple):
 
 def totals(blocks: Iterable[tuple[slice, CSR]], group: Tensor, n_genes: int) -> Totals:
     """Sum over the cells of each group, from 0; ``group`` is (n_cells,)."""
-    n_groups = int(group.max()) + 1
-    sums = torch.zeros(3, n_groups * n_genes, dtype=torch.float64)
+    sums = torch.zeros(3, int(group.max()) + 1, n_genes, dtype=torch.float64)
     for rows, block in blocks:
-        add_to(sums, block, group[rows])
-    return Totals(*sums.view(3, n_groups, n_genes))
+        add_to(sums, block.to_scipy(), group[rows])
+    return Totals(*sums)
 
 
-def add_to(sums: Tensor, block: CSR, group: Tensor) -> None:
-    """Add cells to the sums of their groups, (3, n_groups * n_genes), in the order of :class:`Totals`."""
-    n_values = torch.diff(block.indptr)
-    row = torch.repeat_interleave(n_values)
-    place = (group * block.n_genes)[row].add_(block.indices)
-    values = block.values.double()
-    depth = values.new_zeros(len(group)).index_add_(0, row, values)
-    for total, part in zip(sums, (values / depth[row], values, torch.ones_like(values)), strict=True):
-        total.index_add_(0, place, part)
+def add_to(sums: Tensor, counts: sparse.csr_array, group: Tensor) -> None:
+    """Add cells to the sums of their groups, (3, n_groups, n_genes), in the order of :class:`Totals`."""
+    shape, cells = (sums.shape[1], counts.shape[0]), (group.numpy(), np.arange(len(group)))
+    counts = counts.astype(np.float64)
+    detected = sparse.csr_array((np.ones_like(counts.data), counts.indices, counts.indptr), shape=counts.shape)
+    share, one = 1 / np.maximum(counts.sum(axis=1), 1), np.ones(len(group))
+    for total, weight, of_cells in zip(sums.numpy(), (share, one, one), (counts, counts, detected), strict=True):
+        of_groups = (sparse.csr_array((weight, cells), shape=shape) @ of_cells).tocoo()
+        total[of_groups.row, of_groups.col] += of_groups.data

@@ -209,12 +209,15 @@ def load(
     genes: NDArray[np.bool_] | NDArray[np.intp] | None = None,
     *,
     kept: Tensor | None = None,
+    once: bool = False,
     show: bool | None = None,
 ) -> CellData:
     """Check and read what the spec names; the genes by mask or position, else by their names.
 
-    Of counts on disk, those of the cells ``kept`` stay in memory, since they are asked for again and again. ``show`` is
-    whether to show a bar while counts on disk are checked, by default if Scanpy is to say anything.
+    Of counts on disk, those of the cells ``kept`` stay in memory, since they are asked for again and again; they are
+    given for a training, which needs sums over batches as well. Counts that are read only ``once`` are checked then,
+    where they are read without such a pass. ``show`` is whether to show a bar while counts on disk are checked, by
+    default if Scanpy is to say anything.
     """
     genes = spec.gene_positions(adata) if genes is None else genes
     matrix, where = _counts.find(adata, spec.layer)
@@ -236,7 +239,11 @@ def load(
         from scanpy_scvipyro.from_disk import OnDisk
 
         counts = OnDisk(matrix, where, genes)
-        depth = counts.check(adata, batch, kept, show=settings.verbosity > 0 if show is None else show)
+        if once and counts.n_stored is not None:
+            depth = counts.check_as_read(adata)
+        else:
+            show = settings.verbosity > 0 if show is None else show
+            depth = counts.check(adata, None if kept is None else batch, kept, show=show)
     else:
         in_memory = _counts.read_counts(adata, matrix, where, genes)
         counts = CSR.of(in_memory)

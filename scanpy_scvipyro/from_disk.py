@@ -43,32 +43,42 @@ class OnDisk:
         self._n_together = 1 if _lazy.is_dask(matrix) else TOGETHER
         self._columns = _select.columns(genes, matrix.shape[1])
         self.n_cells, self.n_genes = matrix.shape[0], len(np.arange(matrix.shape[1])[genes])
+        self.n_stored = matrix.group["data"].shape[0] if isinstance(matrix, CSRDataset) else None
         self._buffer_size = BLOCK
+        self._unchecked: AnnData | None = None
         self._totals: Totals | None = None
         self._summed_by: Tensor | None = None
         self._kept, self._kept_counts = torch.arange(0), CSR.of(sparse.csr_array((0, self.n_genes), dtype=np.float32))
 
-    def check(self, adata: AnnData, batch: Tensor, kept: Tensor | None = None, *, show: bool) -> Tensor:
-        """Read all counts once: refuse what is none, sum them over batches, and return the sum of each cell.
+    def check(self, adata: AnnData, batch: Tensor | None, kept: Tensor | None, *, show: bool) -> Tensor:
+        """Read all counts once: refuse what is none, sum them over batches, if any, and return the sum of each cell.
 
         Counts of the cells ``kept`` stay in memory.
         """
-        self._kept, kept_counts = (self._kept if kept is None else kept).unique(), []
-        depth = torch.empty(self.n_cells, 1)
-        sums, n_values = torch.zeros(3, (int(batch.max()) + 1) * self.n_genes, dtype=torch.float64), 0
-        unchecked = ahead(lambda rows: (rows, self._stored(rows.start, rows.stop)), self._slices())
-        for rows, part in _progress.over_cells(unchecked, self.n_cells, "Checking counts", show=show):
-            counts = _counts.checked(part, self.where, adata, rows.start)
-            depth[rows] = torch.from_numpy(np.asarray(counts.sum(axis=1), dtype=np.float32).reshape(-1, 1))
-            csr.add_to(sums, CSR.of(counts), batch[rows])
-            first, last = torch.searchsorted(self._kept, torch.tensor([rows.start, rows.stop])).tolist()
-            kept_counts.append(counts[(self._kept[first:last] - rows.start).numpy()])
+        kept, kept_counts = (self._kept if kept is None else kept).unique(), []
+        sums = torch.zeros(3, 0 if batch is None else int(batch.max()) + 1, self.n_genes, dtype=torch.float64)
+        n_values = 0
+        depth = self.check_as_read(adata)
+        parts = ahead(lambda rows: (rows, self._counts(rows.start, rows.stop)), self._slices())
+        for rows, counts in _progress.over_cells(parts, self.n_cells, "Checking counts", show=show):
+            if batch is not None:
+                csr.add_to(sums, counts, batch[rows])
+            first, last = torch.searchsorted(kept, torch.tensor([rows.start, rows.stop])).tolist()
+            kept_counts.append(counts[(kept[first:last] - rows.start).numpy()])
             n_values += counts.nnz
-        _counts.refuse_empty(depth[:, 0].numpy(), self.where, adata, everything=isinstance(self._columns, slice))
-        self._totals, self._summed_by = Totals(*sums.view(3, -1, self.n_genes)), batch
-        self._kept_counts = CSR.of(sparse.vstack(kept_counts, format="csr"))
-        self._buffer_size = max(1, BUFFER * self.n_cells // (8 * n_values))
+        self._refuse_empty(adata)
+        self._unchecked = None
+        if batch is not None:
+            self._totals, self._summed_by = Totals(*sums), batch
+        self._kept, self._kept_counts = kept, CSR.of(sparse.vstack(kept_counts, format="csr"))
+        self._fill_buffers(n_values)
         return depth
+
+    def check_as_read(self, adata: AnnData) -> Tensor:
+        """Refuse what is no count when it is read, and return the sum of each cell, known once it is read."""
+        self._unchecked, self._depth = adata, torch.full((self.n_cells, 1), torch.nan)
+        self._fill_buffers(self.n_stored or self.n_cells * self.n_genes)
+        return self._depth
 
     def coo(self, rows: Tensor) -> Tensor:
         """Take the given cells as a coalesced sparse COO tensor, (n_rows, n_genes)."""
@@ -108,6 +118,8 @@ class OnDisk:
         read = ahead(lambda buffer: self._read(torch.cat(list(buffer))), buffers)
         for buffer, (counts, position) in zip(buffers, read, strict=True):
             yield from map(counts.coo, position.split([len(part) for part in buffer]))
+        if self._unchecked is not None:
+            self._refuse_empty(self._unchecked)
 
     def blocks(self) -> Iterator[tuple[slice, CSR]]:
         """All cells, in order, a part of them at a time."""
@@ -132,7 +144,18 @@ class OnDisk:
 
     def _counts(self, start: int, stop: int) -> sparse.csr_array:
         """Neighbouring cells."""
-        return _counts.canonical(self._stored(start, stop))
+        if self._unchecked is None:
+            return _counts.canonical(self._stored(start, stop))
+        counts = _counts.checked(self._stored(start, stop), self.where, self._unchecked, start)
+        self._depth[start:stop, 0] = torch.from_numpy(np.asarray(counts.sum(axis=1), dtype=np.float32))
+        return counts
+
+    def _refuse_empty(self, adata: AnnData) -> None:
+        everything = isinstance(self._columns, slice)
+        _counts.refuse_empty(self._depth[:, 0].numpy(), self.where, adata, everything=everything)
+
+    def _fill_buffers(self, n_values: int) -> None:
+        self._buffer_size = max(1, BUFFER * self.n_cells // (8 * n_values))
 
     def _stored(self, start: int, stop: int) -> sparse.csr_array:
         """Neighbouring cells as they are in the file, without the genes that are not needed."""

@@ -1,5 +1,6 @@
 """Training and queries on files, against the same in memory."""
 
+import functools
 import hashlib
 import threading
 
@@ -14,7 +15,7 @@ import zarr
 from scipy import sparse
 
 import scanpy_scvipyro as scvip
-from scanpy_scvipyro import _stored, checkpoint, data, from_disk, outcome
+from scanpy_scvipyro import _lazy, _stored, checkpoint, data, from_disk, outcome
 from scanpy_scvipyro.data import CellDataModule, Minibatches
 
 pytest.importorskip("dask", reason="read_lazy needs dask")
@@ -327,6 +328,16 @@ class TestQueries:
         for key in ("scvi_pyro_elbo", "scvi_pyro_reconstruction", "scvi_pyro_kl", "scvi_pyro_uncertainty"):
             np.testing.assert_allclose(np.asarray(ours.obs[key]), theirs.obs[key], rtol=1e-4, atol=1e-3)
 
+    def test_codes_and_scores_read_each_cell_once(self, pair, monkeypatch):
+        opened, n_read, read = pair[0], [], from_disk.OnDisk._stored
+        monkeypatch.setattr(from_disk, "BUFFER", 1 << 28)  # of which blocks are no parts
+        monkeypatch.setattr(from_disk.OnDisk, "_stored", lambda *rows: n_read.append(rows[2] - rows[1]) or read(*rows))
+        n_times = 2 if _lazy.is_dask(opened.X) else 1  # which reads all cells for the checks alone
+        for ask in (scvip.tl.latent, functools.partial(scvip.tl.score_cells, progress_bar=False)):
+            n_read.clear()
+            ask(opened)
+            assert sum(n_read) == n_times * opened.n_obs
+
     def test_expression_in_a_store_is_that_in_memory(self, pair, tmp_path):
         ours, theirs = pair
         scvip.tl.impute(ours, transform_batch="all", out=tmp_path / "imputed.zarr", progress_bar=False)
@@ -405,11 +416,11 @@ def test_a_report_is_written(trained_small, tmp_path, name):
 
 
 class TestRefusals:
-    @pytest.fixture(params=["backed", "lazy h5ad", "lazy zarr"])
+    @pytest.fixture(params=["backed", "zarr", "lazy h5ad", "lazy zarr"])
     def opened_as(self, request):
         return FORMS[request.param]
 
-    @pytest.mark.parametrize(
+    WRONG = pytest.mark.parametrize(
         ("value", "message"),
         [
             (-1, r"adata\.X has negative values: -1.* in cell 'c37'"),
@@ -417,6 +428,8 @@ class TestRefusals:
             (1.5, r"adata\.X has values that are not whole numbers, for example 1\.5"),
         ],
     )
+
+    @WRONG
     def test_what_is_no_count(self, small, tmp_path, opened_as, value, message, train_quickly):
         small.obs_names = [f"c{i}" for i in range(small.n_obs)]
         small.X[37, 0] = value
@@ -424,6 +437,29 @@ class TestRefusals:
         with pytest.raises(ValueError, match=message):
             train_quickly(opened, impute=False)
         assert "scvi_pyro" not in opened.uns
+
+    @WRONG
+    @pytest.mark.parametrize("function", ["latent", "score_cells"])
+    def test_what_is_no_count_for_a_known_model(self, trained_small, tmp_path, opened_as, value, message, function):
+        trained_small.obs_names = [f"c{i}" for i in range(trained_small.n_obs)]
+        trained_small.X[37, 0] = value
+        opened = opened_as(written(trained_small, tmp_path))
+        before = np.asarray(opened.obsm["X_scvi_pyro"])
+        with pytest.raises(ValueError, match=message):
+            getattr(scvip.tl, function)(opened)
+        np.testing.assert_array_equal(np.asarray(opened.obsm["X_scvi_pyro"]), before)
+        assert "scvi_pyro_elbo" not in opened.obs
+
+    @pytest.mark.parametrize("function", ["latent", "score_cells"])
+    def test_empty_cells_for_a_known_model(self, trained_small, tmp_path, opened_as, function):
+        counts = trained_small.X.toarray()
+        counts[[50, 70]] = 0
+        trained_small.X = sparse.csr_matrix(counts)
+        opened = opened_as(written(trained_small, tmp_path))
+        message = rf"2 of 90 cells have no counts in adata\.X.* {trained_small.obs_names[50]!r}"
+        with pytest.raises(ValueError, match=message):
+            getattr(scvip.tl, function)(opened)
+        assert "scvi_pyro_elbo" not in opened.obs
 
     def test_empty_cells(self, small, tmp_path, opened_as):
         counts = small.X.toarray()

@@ -82,7 +82,7 @@ def latent(
     from scanpy_scvipyro import data, posterior, storage, training
 
     model, spec = storage.from_uns(adata, key, module)
-    cell_data = data.load(adata, spec)
+    cell_data = data.load(adata, spec, once=True)
     n_bytes = 4 * adata.n_obs * model.n_latent * (n_samples or 0)
     _validate.check_memory(n_bytes, "the samples", "pass a smaller n_samples.")
     start = logg.info(f"computing latent codes of {adata.n_obs} cells")

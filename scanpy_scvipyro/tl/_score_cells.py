@@ -96,7 +96,7 @@ def score_cells(
 
     model, spec = storage.from_uns(adata, key, module)
     show = settings.verbosity > 0 if progress_bar is None else progress_bar
-    cell_data = data.load(adata, spec, show=show)
+    cell_data = data.load(adata, spec, once=True, show=show)
     start = logg.info(f"scoring {adata.n_obs} cells")
     with training.isolated_random_state(random_state):
         chunks = posterior.scores(model, cell_data, n_samples or 1)
