@@ -90,15 +90,18 @@ def latent_codes(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Posterior mean and variance, (n_cells, n_latent), and samples, (n_cells, n_samples, n_latent), of the codes."""
     module.eval()
-    parts, seed = [], new_seed()
-    for _, cells in data.chunks():
+    # At once: many small arrays would stand between freed blocks of memory, which could then not be used again.
+    mean = np.empty((data.n_cells, module.n_latent), dtype=np.float32)
+    variance, seed = np.empty_like(mean), new_seed()
+    drawn = np.empty((data.n_cells, n_samples, module.n_latent), dtype=np.float32)
+    for rows, cells in data.chunks():
         site = poutine.trace(module.guide).get_trace(cells).nodes["z"]
         posterior, noise = site["fn"], OwnNoise(cells, seed)
         samples = posterior.mean.new_empty(len(cells.batch), n_samples, module.n_latent)
         for i in range(n_samples):
             samples[:, i] = noise.draw(site, i)
-        parts.append([part.cpu().float().numpy() for part in (posterior.mean, posterior.variance, samples)])
-    mean, variance, drawn = (np.concatenate(part) for part in zip(*parts, strict=True))
+        for whole, part in zip((mean, variance, drawn), (posterior.mean, posterior.variance, samples), strict=True):
+            whole[rows] = part.cpu().float().numpy()
     return mean, variance, drawn
 
 

@@ -97,11 +97,13 @@ def score_cells(
     model, spec = storage.from_uns(adata, key, module)
     show = settings.verbosity > 0 if progress_bar is None else progress_bar
     cell_data = data.load(adata, spec, once=True, show=show)
+    scored = np.empty((3, adata.n_obs), dtype=np.float32)
     start = logg.info(f"scoring {adata.n_obs} cells")
     with training.isolated_random_state(random_state):
         chunks = posterior.scores(model, cell_data, n_samples or 1)
-        parts = [chunk for _, chunk in _progress.over_cells(chunks, adata.n_obs, "Scoring", show=show)]
-    reconstruction, kl, log_likelihood = np.concatenate(parts, axis=1)
+        for rows, chunk in _progress.over_cells(chunks, adata.n_obs, "Scoring", show=show):
+            scored[:, rows] = chunk
+    reconstruction, kl, log_likelihood = scored
 
     scores = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
     if n_samples is not None:
