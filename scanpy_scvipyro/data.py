@@ -215,9 +215,9 @@ def load(
     """Check and read what the spec names; the genes by mask or position, else by their names.
 
     Of counts on disk, those of the cells ``kept`` stay in memory, since they are asked for again and again; they are
-    given for a training, which needs sums over batches as well. Counts that are read only ``once`` are checked then,
-    where they are read without such a pass. ``show`` is whether to show a bar while counts on disk are checked, by
-    default if Scanpy is to say anything.
+    given for a training, which needs sums over batches as well. Counts that are read only ``once`` are checked while
+    they are, but for lazy arrays. All others are checked here; ``show`` is whether to show a bar then, by default if
+    Scanpy is to say anything.
     """
     genes = spec.gene_positions(adata) if genes is None else genes
     matrix, where = _counts.find(adata, spec.layer)

@@ -43,6 +43,7 @@ class OnDisk:
         self._n_together = 1 if _lazy.is_dask(matrix) else TOGETHER
         self._columns = _select.columns(genes, matrix.shape[1])
         self.n_cells, self.n_genes = matrix.shape[0], len(np.arange(matrix.shape[1])[genes])
+        # By which buffers are measured; of a lazy array it is known only once all of it was read.
         self.n_stored = matrix.group["data"].shape[0] if isinstance(matrix, CSRDataset) else None
         self._buffer_size = BLOCK
         self._unchecked: AnnData | None = None
@@ -71,13 +72,13 @@ class OnDisk:
         if batch is not None:
             self._totals, self._summed_by = Totals(*sums), batch
         self._kept, self._kept_counts = kept, CSR.of(sparse.vstack(kept_counts, format="csr"))
-        self._fill_buffers(n_values)
+        self._set_buffer_size(n_values)
         return depth
 
     def check_as_read(self, adata: AnnData) -> Tensor:
         """Refuse what is no count when it is read, and return the sum of each cell, known once it is read."""
         self._unchecked, self._depth = adata, torch.full((self.n_cells, 1), torch.nan)
-        self._fill_buffers(self.n_stored or self.n_cells * self.n_genes)
+        self._set_buffer_size(self.n_stored or self.n_cells * self.n_genes)
         return self._depth
 
     def coo(self, rows: Tensor) -> Tensor:
@@ -154,7 +155,7 @@ class OnDisk:
         everything = isinstance(self._columns, slice)
         _counts.refuse_empty(self._depth[:, 0].numpy(), self.where, adata, everything=everything)
 
-    def _fill_buffers(self, n_values: int) -> None:
+    def _set_buffer_size(self, n_values: int) -> None:
         self._buffer_size = max(1, BUFFER * self.n_cells // (8 * n_values))
 
     def _stored(self, start: int, stop: int) -> sparse.csr_array:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import scanpy_scvipyro as scvip
+from scanpy_scvipyro.data import CellData
 
 
 def test_mean_is_what_training_wrote(trained):
@@ -33,6 +34,16 @@ def test_samples_of_a_cell_do_not_depend_on_the_cells_beside_it(trained_small):
         scvip.tl.latent(adata, n_samples=4)
     expected = trained_small.obsm["X_scvi_pyro_samples"][[60, 3]]
     np.testing.assert_allclose(some.obsm["X_scvi_pyro_samples"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_cells_of_many_chunks_have_codes_of_their_own(trained_small, monkeypatch):
+    scvip.tl.latent(trained_small, n_samples=2, key_added="at_once")
+    chunks = CellData.chunks
+    monkeypatch.setattr(CellData, "chunks", lambda data: chunks(data, n_draws=10**6))  # of a cell each
+    scvip.tl.latent(trained_small, n_samples=2, key_added="apart")
+    for name in ("", "_var", "_samples"):
+        apart, at_once = (trained_small.obsm[f"X_{key}{name}"] for key in ("apart", "at_once"))
+        np.testing.assert_allclose(apart, at_once, rtol=1e-4, atol=1e-6)
 
 
 def test_samples_are_written_only_when_asked_for(trained_small):

@@ -8,6 +8,7 @@ from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
 import scanpy_scvipyro as scvip
+from scanpy_scvipyro.data import CellData
 
 
 def test_elbo_is_that_of_pyro(trained_small, by_hand):
@@ -68,6 +69,16 @@ def test_a_cell_has_one_score_whatever_cells_stand_beside_it(small, train_quickl
     for name in (f"scvi_pyro_{name}" for name in names):
         np.testing.assert_allclose(some.obs[name], small.obs[name].iloc[rows], rtol=1e-5)
         np.testing.assert_allclose(one.obs[name], small.obs[name].iloc[rows[:1]], rtol=1e-5)
+
+
+def test_cells_of_many_chunks_have_scores_of_their_own(trained_small, monkeypatch):
+    scvip.tl.score_cells(trained_small, n_samples=3, key_added="at_once")
+    chunks = CellData.chunks
+    monkeypatch.setattr(CellData, "chunks", lambda data: chunks(data, n_draws=10**6))  # of a cell each
+    scvip.tl.score_cells(trained_small, n_samples=3, key_added="apart")
+    for name in ("elbo", "reconstruction", "kl", "log_likelihood"):
+        apart, at_once = (trained_small.obs[f"{key}_{name}"] for key in ("apart", "at_once"))
+        np.testing.assert_allclose(apart, at_once, rtol=1e-4)
 
 
 def test_noise_of_scores_averages_out_over_cells_and_seeds(trained):
