@@ -429,7 +429,6 @@ class TestRefusals:
             (None, {"accelerator": "abacus"}, ValueError, "abacus"),
             (None, {"precision": "7"}, ValueError, "7"),
         ],
-        ids=str,
     )
     def test_bad_input_is_refused(self, small, unchanged, spoil, arguments, error, message):
         small.X = small.X.toarray()
