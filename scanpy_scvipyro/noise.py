@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,7 +35,15 @@ class OwnNoise(Messenger):
 
     def __init__(self, cells: Cells, seed: int) -> None:
         super().__init__()
-        self.keys, self.seed = _keys(cells), seed
+        self.cells, self.seed = cells, seed
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """Hash of the counts of each cell, (n_cells,), in which the order of the genes of the model matters alone."""
+        assert self.cells.counts is not None
+        row, gene = self.cells.counts.indices()
+        hashed = _mixed(_mixed(gene) + self.cells.counts.values().long())
+        return torch.zeros_like(self.cells.batch).index_add_(0, row, hashed)
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if msg["value"] is None and not site_is_subsample(msg):
@@ -61,14 +70,6 @@ class OwnNoise(Messenger):
         entries = torch.arange(torch.Size(shape).numel(), device=keys.device).view(shape)
         bits = _mixed(keys + _mixed(entries + _mixed(stream).sum()))
         return ((bits >> 11 & 2**53 - 1).double() + 0.5) / 2**53
-
-
-def _keys(cells: Cells) -> Tensor:
-    """Hash of the counts of each cell, (n_cells,), in which the order of the genes of the model matters alone."""
-    assert cells.counts is not None
-    row, gene = cells.counts.indices()
-    hashed = _mixed(_mixed(gene) + cells.counts.values().long())
-    return torch.zeros_like(cells.batch).index_add_(0, row, hashed)
 
 
 def _mixed(x: Tensor) -> Tensor:

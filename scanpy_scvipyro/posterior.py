@@ -162,7 +162,7 @@ def expression(
     takes the place of a sample.
     """
     module.eval()
-    seed = new_seed()
+    columns, seed = _select.columns(genes, data.n_genes), new_seed()
     for rows, cells in data.chunks(n_draws=n_samples if quantiles else 1):
         posterior, noise = poutine.trace(module.guide).get_trace(cells), OwnNoise(cells, seed)
         draws: list[NDArray[np.float32]] = []
@@ -175,7 +175,7 @@ def expression(
             else:
                 level = float(library_size)
             z = _mean_or_draw(posterior.nodes["z"], noise, i, n_samples)
-            values = expected(module, cells, z, level, batches)[:, genes].cpu().numpy()
+            values = expected(module, cells, z, level, batches)[:, columns].cpu().numpy()
             if quantiles or not draws:
                 draws.append(values)
             else:
@@ -183,7 +183,8 @@ def expression(
         if quantiles:
             yield rows, np.quantile(np.stack(draws), quantiles, axis=0).astype(np.float32)
         else:
-            draws[0] /= n_samples
+            if n_samples > 1:
+                draws[0] /= n_samples
             yield rows, draws[0][None]
 
 
