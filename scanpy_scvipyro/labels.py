@@ -85,16 +85,18 @@ class Readings(NamedTuple):
 def read(module: SCANVI, data: CellData) -> Readings:
     """Look at all cells, without their labels."""
     module.eval()
-    parts = []
-    for _, cells in data.chunks():
+    # At once: many small arrays would stand between freed blocks of memory, which could then not be used again.
+    logits, codes = np.empty((data.n_cells, module.n_labels)), np.empty((data.n_cells, module.n_latent))
+    surprises = np.empty(data.n_cells)
+    for rows, cells in data.chunks():
         z = posterior.latent_posterior(module, cells).mean
         likelihood = module.likelihood(z, cells.library_size, cells)
         assert cells.counts is not None
         real = likelihood.log_prob(cells.counts.to_dense()).sum(dim=-1)
         simulated = [likelihood.log_prob(likelihood.sample()).sum(dim=-1) for _ in range(N_SIMULATIONS)]
         surprise = torch.stack(simulated).mean(dim=0) - real
-        parts.append([part.double().cpu().numpy() for part in (module.classify(z), z, surprise)])
-    logits, codes, surprises = (np.concatenate(part) for part in zip(*parts, strict=True))
+        for whole, part in zip((logits, codes, surprises), (module.classify(z), z, surprise), strict=True):
+            whole[rows] = part.cpu().numpy()
     return Readings(logits, codes, surprises, np.log(data.depth[:, 0].double().cpu().numpy()))
 
 
