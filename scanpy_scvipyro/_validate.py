@@ -57,7 +57,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "activation": ("relu", "gelu", "silu", "leaky_relu", "tanh"),
     "encoder_normalization": ("batch", "layer", "none"),
     "decoder_normalization": ("batch", "layer", "none"),
-    "batch_representation": ("one-hot", "embedding"),
+    "batch_representation": ("one-hot", "embedding", "offset"),
     "decoder": ("nonlinear", "linear"),
     "prior": ("normal", "mixture"),
     "missing_genes": ("refuse", "impute"),

@@ -89,7 +89,7 @@ class SCVI(PyroModule):
         encoder_input: EncoderInput = "log_counts",
         encode_covariates: bool = False,
         deeply_inject_covariates: bool = True,
-        batch_representation: Literal["one-hot", "embedding"] = "one-hot",
+        batch_representation: Literal["one-hot", "embedding", "offset"] = "one-hot",
         n_batch_embedding: int = 5,
         has_batch_offset: bool = True,
         has_size_factor: bool = False,
@@ -104,7 +104,8 @@ class SCVI(PyroModule):
         self.gene_likelihood, self.dispersion, self.library = gene_likelihood, dispersion, library
         self.encode_covariates = encode_covariates
 
-        n_batch_columns = 0 if n_batches == 1 else n_batches
+        self.batch_representation = batch_representation
+        n_batch_columns = 0 if n_batches == 1 or batch_representation == "offset" else n_batches
         self.batch_embedding = None
         if batch_representation == "embedding" and n_batch_columns:
             self.batch_embedding = nn.Embedding(n_batches, n_batch_embedding)
@@ -271,7 +272,7 @@ class SCVI(PyroModule):
         parts = [cells.continuous]
         if self.batch_embedding is not None:
             parts.append(self.batch_embedding(cells.batch))
-        elif self.n_batches > 1:
+        elif self.n_batches > 1 and self.batch_representation == "one-hot":
             parts.append(F.one_hot(cells.batch, self.n_batches))
         parts += [F.one_hot(codes, n) for codes, n in zip(cells.categorical.T, self.n_categories, strict=True) if n > 1]
         return torch.cat(parts, dim=-1).to(cells.library_size.dtype)

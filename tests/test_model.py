@@ -112,6 +112,16 @@ def test_an_embedding_takes_the_place_of_the_one_hot_batch(cells):
     torch.testing.assert_close(design[:, 1:5], module.batch_embedding.weight[cells.batch])
 
 
+def test_a_batch_that_is_an_offset_changes_every_cell_alike(cells):
+    module = untrained(batch_representation="offset")
+    assert module.covariates(cells).shape == (12, 1 + 2)
+    codes = torch.randn(12, module.n_latent)
+    first, second = (module.decode(codes, cells._replace(batch=torch.full((12,), batch)))[0] for batch in (0, 1))
+    change = second - first - (second - first)[:, :1]
+    torch.testing.assert_close(change, change[:1].expand_as(change), rtol=0, atol=1e-5)
+    assert change.abs().max() > 0.01
+
+
 def test_one_batch_adds_no_column(cells):
     module = SCVI(40)
     plain = cells._replace(

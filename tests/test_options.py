@@ -15,7 +15,7 @@ OPTIONS = {
     "covariates": ["none", "categorical", "continuous", "both"],
     "encode_covariates": [False, True],
     "deeply_inject_covariates": [True, False],
-    "batch_representation": ["one-hot", "embedding"],
+    "batch_representation": ["one-hot", "embedding", "offset"],
     "n_batch_embedding": [5, 1],
     "batch_offset": [0, 0.5, None],
     "n_latent": [10, 1],
@@ -67,6 +67,8 @@ def arguments(row):
     """What to pass to ``tl.scvi_pyro``, from a row."""
     passed = {name: value for name, value in row.items() if name not in ("covariates", "library")}
     passed["labels_key"] = "cell_type"
+    if row["batch_representation"] == "offset":
+        passed["batch_offset"] = row["batch_offset"] or 0
     if row["library"] == "size factor":
         passed["size_factor_key"] = "size"
     else:

@@ -9,7 +9,7 @@ import torch
 from scipy import sparse
 
 import scanpy_scvipyro as scvip
-from scanpy_scvipyro import data, storage
+from scanpy_scvipyro import data, integration, storage
 from scanpy_scvipyro.model import SCVI, Cells
 
 N_CELLS, N_GENES, N_BATCHES = 10_000, 80, 2
@@ -74,6 +74,29 @@ def fit():
         data.load(adata, spec).cells(torch.arange(N_CELLS)),
         torch.from_numpy(adata.obsm["X_scvi_pyro"]),
     )
+
+
+def types_of_one_batch_each():
+    """Counts of types A and B in both batches, and of C and D, which is like C, in one batch each."""
+    rng = np.random.default_rng(0)
+    profiles = np.exp(rng.normal(0, 1, 200) + rng.normal(0, 1, (4, 200)))
+    profiles[3] = profiles[2] * np.exp(rng.normal(0, 0.8, 200))
+    cell_type = rng.integers(4, size=1200)
+    batch = np.where(cell_type == 2, 0, np.where(cell_type == 3, 1, rng.integers(2, size=1200)))
+    mean = 400 * (profiles / profiles.sum(axis=1, keepdims=True))[cell_type]
+    counts = rng.poisson(mean * rng.gamma(4, 1 / 4, mean.shape)).astype(np.float32)
+    return ad.AnnData(counts, pd.DataFrame({"batch": batch, "cell_type": cell_type}, index=map(str, range(1200))))
+
+
+@pytest.mark.parametrize(("representation", "low", "high"), [("one-hot", 0, 0.65), ("offset", 0.7, 1)])
+def test_types_of_one_batch_each_stay_apart_where_the_batch_is_an_offset(representation, low, high):
+    adata = types_of_one_batch_each()
+    options = {"batch_representation": representation, "impute": False, "progress_bar": False}
+    scvip.tl.scvi_pyro(adata, batch_key="batch", **options)
+    cell_type = adata.obs["cell_type"].to_numpy()
+    same = (cell_type[integration.neighbors(adata.obsm["X_scvi_pyro"])] == cell_type[:, None]).mean(axis=1)
+    assert same[cell_type < 2].mean() > 0.98
+    assert low < same[cell_type >= 2].mean() <= high
 
 
 def test_inverse_dispersion_is_recovered(fit):

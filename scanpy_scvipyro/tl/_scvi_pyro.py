@@ -44,7 +44,7 @@ def scvi_pyro(
     encoder_input: EncoderInput = "log_normalized",
     encode_covariates: bool = False,
     deeply_inject_covariates: bool = True,
-    batch_representation: Literal["one-hot", "embedding"] = "one-hot",
+    batch_representation: Literal["one-hot", "embedding", "offset"] = "one-hot",
     n_batch_embedding: int = 5,
     batch_offset: float | None = 0.0,
     decoder: Literal["nonlinear", "linear"] = "nonlinear",
@@ -130,7 +130,9 @@ def scvi_pyro(
     deeply_inject_covariates
         Whether they join every hidden layer, not only the first.
     batch_representation
-        Batch as one-hot vector, or as a learnt vector of ``n_batch_embedding`` numbers, for very many batches.
+        How the hidden layers see the batch: as one-hot vector; as a learnt vector of ``n_batch_embedding`` numbers, for
+        very many batches; or not at all, with ``"offset"``. Each gene then has its ``batch_offset`` alone, which cannot
+        turn one cell type into another: for batches that hold different types that are alike.
     n_batch_embedding
         Dimensions of the learnt batch vectors.
     batch_offset

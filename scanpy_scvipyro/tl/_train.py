@@ -27,6 +27,8 @@ def checked(adata: AnnData, arguments: dict[str, Any]) -> NDArray[np.bool_]:
     _validate.check_key_added(arguments["key_added"])
     if arguments["dispersion"] == "gene-label" and arguments["labels_key"] is None:
         raise ValueError("dispersion='gene-label' needs labels; pass labels_key=, a column of adata.obs.")
+    if arguments["batch_representation"] == "offset" and arguments["batch_offset"] is None:
+        raise ValueError("batch_representation='offset' needs offsets; pass batch_offset=0, or another start of them.")
     if arguments["labels_key"] is not None:
         _validate.check_obs_key(adata, arguments["labels_key"], "labels_key")
     if arguments["library"] == "latent" and arguments["size_factor_key"] is not None:
