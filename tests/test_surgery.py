@@ -15,6 +15,7 @@ OPTIONS = {
     "injected once": {"n_layers": 2, "deeply_inject_covariates": False, "encode_covariates": True},
     "embedding": {"batch_representation": "embedding", "n_batch_embedding": 3},
     "offset alone": {"batch_representation": "offset"},
+    "offset and covariates": {"batch_representation": "offset", "categorical_covariate_keys": "donor"},
     "dispersion by batch": {"dispersion": "gene-batch", "batch_offset": None},
     "dispersion by cell": {"dispersion": "gene-cell", "gene_likelihood": "zinb", "prior": "mixture"},
     "latent library": {"library": "latent"},
@@ -89,9 +90,8 @@ def test_all_that_was_there_is_frozen_and_what_is_new_is_learnt(query, train, op
         if value.shape == after[name].shape:
             assert torch.equal(value, after[name]), name
     grown = [name for name, value in before.items() if value.shape != after[name].shape]
-    seen_by_networks = options.get("batch_representation") != "offset"
-    assert ("encoder.hidden.layers.0.0.weight" in grown) == seen_by_networks
-    assert grown
+    assert ("encoder.hidden.layers.0.0.weight" in grown) == (options != OPTIONS["offset alone"])
+    assert "decoder.rate.weight" in grown or options["batch_offset"] is None
     map_quickly(longer := query.copy(), reference, max_epochs=6)
     longer = scvip.get.model(longer).state_dict()
     assert [name for name in after if not torch.equal(after[name], longer[name])]
