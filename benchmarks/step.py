@@ -77,7 +77,7 @@ def parts(model: scvip.model.SCVI, cell_data: data.CellData, chosen: torch.Tenso
     def step_without_pyro() -> None:
         optimizer.zero_grad()
         dense = cells.counts.to_dense()
-        q = dist.Normal(*model.encoder(model.encoded(dense), dense[:, :0]))
+        q = dist.Normal(*model.encoder(model.encoded(dense, cells.batch), dense[:, :0]))
         z, prior = q.rsample(), model.prior()
         kl = q.log_prob(z).sum() - prior.log_prob(z).sum()
         penalty = model.batch_alignment * model.misalignment(prior, z, cells.batch).sum()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pyro
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 GeneLikelihood = Literal["zinb", "nb", "poisson"]
 Dispersion = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
 EncoderInput = Literal["log_normalized", "log_counts"]
+
+OFFSET_SCALE = 0.5
+"""Standard deviation of the prior of a batch's offsets, on the natural log scale (docs/recipe.md)."""
 
 
 def reads_labels(module: str, options: Mapping[str, Any]) -> bool:
@@ -67,6 +71,11 @@ class SCVI(PyroModule):
 
     Parameters live in the module and never in Pyro's global parameter store.
     """
+
+    n_cells: float = math.inf
+    """Number of cells, over which the prior of the offsets is spread; set before training."""
+    warmup: float = 1.0
+    """How far the KL weight has risen, from 0 to 1; set in training."""
 
     def __init__(
         self,
@@ -111,7 +120,6 @@ class SCVI(PyroModule):
             self.batch_embedding = nn.Embedding(n_batches, n_batch_embedding)
             n_batch_columns = n_batch_embedding
         n_covariates = n_continuous + n_batch_columns + sum(n for n in self.n_categories if n > 1)
-        n_offsets = n_batches if has_batch_offset and n_batches > 1 else 0
 
         encoder_hidden = Hidden(
             n_hidden, n_layers, dropout_rate, activation, encoder_normalization, deeply_inject_covariates
@@ -124,7 +132,6 @@ class SCVI(PyroModule):
         self.decoder = Decoder(
             n_latent,
             n_covariates,
-            n_offsets,
             n_genes,
             None if decoder == "linear" else decoder_hidden,
             has_dropout=gene_likelihood == "zinb",
@@ -132,6 +139,8 @@ class SCVI(PyroModule):
             # Size factors set no total of the counts, so that cells with more RNA can be told from others.
             normalize=not has_size_factor,
         )
+        # W of the equations.
+        self.offset = nn.Parameter(torch.zeros(n_batches, n_genes)) if has_batch_offset and n_batches > 1 else None
         if gene_likelihood != "poisson" and dispersion != "gene-cell":
             rows = {"gene": (), "gene-batch": (n_batches,), "gene-label": (n_labels,)}[dispersion]
             # One start for all: from a random one, genes whose theta starts low take their dropout for dispersion, and
@@ -150,6 +159,7 @@ class SCVI(PyroModule):
             self.prior_loc = nn.Parameter(torch.randn(n_prior_components, n_latent))
             self.prior_log_scale = nn.Parameter(torch.zeros(n_prior_components, n_latent))
         self.has_mixture_prior = prior == "mixture"
+        self.is_batch_offset_alone = batch_representation == "offset"
         self.batch_alignment = batch_alignment if n_batches > 1 else 0.0
 
     @torch.no_grad()
@@ -174,9 +184,8 @@ class SCVI(PyroModule):
         rate = self.decoder.rate
         rate.weight.mul_(0.1)
         rate.bias.copy_(log_frequency)
-        if self.decoder.n_offsets:
-            deviation = batch_log_frequency - log_frequency
-            rate.weight[:, self.decoder.n_features :] = batch_offset * deviation.T
+        if self.offset is not None:
+            self.offset.copy_(batch_offset * (batch_log_frequency - log_frequency))
 
     def model(self, cells: Cells, kl_weight: float = 1.0) -> Tensor:
         """p(z) p(library size) p(counts | z, library size, batch)."""
@@ -188,6 +197,7 @@ class SCVI(PyroModule):
                 if self.library == "latent":
                     library_size = pyro.sample("library_size", self.library_prior(cells.batch))
                 self.align(prior, z, cells.batch)
+            self.shrink(cells.batch)
             return pyro.sample("x", self.likelihood(z, library_size, cells).to_event(1), obs=cells.counts)
 
     def guide(self, cells: Cells, kl_weight: float = 1.0) -> None:
@@ -196,16 +206,19 @@ class SCVI(PyroModule):
         counts = cells.counts.to_dense()
         covariates = self.covariates(cells) if self.encode_covariates else counts[:, :0]
         with pyro.plate("cells", len(cells.batch)), poutine.scale(scale=kl_weight):
-            pyro.sample("z", dist.Normal(*self.encoder(self.encoded(counts), covariates)).to_event(1))
+            pyro.sample("z", dist.Normal(*self.encoder(self.encoded(counts, cells.batch), covariates)).to_event(1))
             if self.library == "latent":
                 posterior = dist.LogNormal(*self.library_encoder(torch.log1p(counts), covariates))
                 pyro.sample("library_size", posterior.to_event(1))
 
-    def encoded(self, counts: Tensor) -> Tensor:
+    def encoded(self, counts: Tensor, batch: Tensor) -> Tensor:
         """Return what the encoder sees of dense counts; log1p, since they span five orders of magnitude.
 
-        Cells are scaled to one depth, so that codes need not learn to forget it, which differs between batches.
+        Cells are scaled to one depth, so that codes need not learn to forget it, which differs between batches. Where
+        offsets are all that a batch is, they are taken off, too.
         """
+        if self.is_batch_offset_alone and self.offset is not None:
+            counts = counts * torch.exp(-self.offset.detach())[batch]
         if self.typical_depth is not None:
             counts = counts * (self.typical_depth / counts.sum(dim=1, keepdim=True).clamp_min(1))
             return counts.log1p_()
@@ -220,9 +233,20 @@ class SCVI(PyroModule):
         return dist.MixtureSameFamily(dist.Categorical(logits=self.prior_logits), components)
 
     def align(self, prior: TorchDistribution, z: Tensor, batch: Tensor) -> None:
-        """Penalize, in training, batches that are apart within components of a mixture prior."""
-        if self.training and self.batch_alignment and isinstance(prior, dist.MixtureSameFamily):
+        """Penalize, in training, batches that are apart within components of a mixture prior.
+
+        Where offsets are all that a batch is, only once the KL weight is full and codes tell types apart: earlier, two
+        types that are in one batch each would share a component, and be aligned for good.
+        """
+        is_time = self.training and (self.warmup >= 1 or not self.is_batch_offset_alone)
+        if is_time and self.batch_alignment and isinstance(prior, dist.MixtureSameFamily):
             pyro.factor("alignment", -self.batch_alignment * self.misalignment(prior, z, batch))
+
+    def shrink(self, batch: Tensor) -> None:
+        """p(W), in training, where offsets are all that a batch is: those of rare genes and small batches stay low."""
+        if self.training and self.is_batch_offset_alone and self.offset is not None:
+            prior = dist.Normal(torch.zeros_like(self.offset), OFFSET_SCALE)
+            pyro.factor("offset_prior", prior.log_prob(self.offset).sum() / self.n_cells * torch.ones_like(batch))
 
     def misalignment(self, prior: dist.MixtureSameFamily, z: Tensor, batch: Tensor) -> Tensor:
         """How far batches are apart within the components of the prior, at the batch of each cell, (n_cells,).
@@ -264,8 +288,8 @@ class SCVI(PyroModule):
 
     def decode(self, z: Tensor, cells: Cells) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Log frequency (or rate per size factor), dropout logits (ZINB), log theta (gene-cell dispersion)."""
-        one_hot = F.one_hot(cells.batch, self.n_batches).to(z.dtype)
-        return self.decoder(z, self.covariates(cells), one_hot)
+        offset = 0.0 if self.offset is None else F.embedding(cells.batch, self.offset)
+        return self.decoder(z, self.covariates(cells), offset)
 
     def covariates(self, cells: Cells) -> Tensor:
         """Design matrix of the covariates, (n_cells, n_covariates): continuous, batch, categorical."""

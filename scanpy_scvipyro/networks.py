@@ -93,16 +93,14 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Log expected frequencies of the genes, and what else the likelihood needs, from latent codes and covariates.
 
-    ``offsets`` (the one-hot batch) join the output layer directly: one additive term per batch and gene, on the log
-    scale. Without hidden layers (``hidden=None``) the decoder is linear in the latent codes. Frequencies sum to one,
-    unless they are relative to size factors (``normalize=False``).
+    ``offset`` joins the output layer, on the log scale. Without hidden layers (``hidden=None``) the decoder is linear
+    in the latent codes. Frequencies sum to one, unless they are relative to size factors (``normalize=False``).
     """
 
     def __init__(
         self,
         n_latent: int,
         n_covariates: int,
-        n_offsets: int,
         n_genes: int,
         hidden: Hidden | None,
         *,
@@ -113,14 +111,16 @@ class Decoder(nn.Module):
         super().__init__()
         self.hidden = HiddenLayers(n_latent, n_covariates, hidden) if hidden else None
         n_features = hidden.n_hidden if hidden else n_latent + n_covariates
-        self.n_features, self.n_offsets, self.normalize = n_features, n_offsets, normalize
-        self.rate = nn.Linear(n_features + n_offsets, n_genes)
+        self.n_features, self.normalize = n_features, normalize
+        self.rate = nn.Linear(n_features, n_genes)
         self.dropout_logits = nn.Linear(n_features, n_genes) if has_dropout else None
         self.log_inverse_dispersion = nn.Linear(n_features, n_genes) if has_dispersion else None
 
-    def forward(self, z: Tensor, covariates: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def forward(
+        self, z: Tensor, covariates: Tensor, offset: Tensor | float = 0.0
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         features = self.hidden(z, covariates) if self.hidden else torch.cat([z, covariates], dim=-1)
-        rate = _at_least_float32(self.rate(torch.cat([features, offsets], dim=-1) if self.n_offsets else features))
+        rate = _at_least_float32(self.rate(features) + offset)
         return (
             rate.log_softmax(dim=-1) if self.normalize else rate,
             _at_least_float32(self.dropout_logits(features)) if self.dropout_logits else None,

@@ -90,6 +90,7 @@ class SCANVI(SCVI):
                 library_size = cells.library_size
                 if self.library == "latent":
                     library_size = pyro.sample("library_size", self.library_prior(cells.batch))
+            self.shrink(cells.batch)
             with poutine.scale(scale=self.classification_weight):
                 label = dist.Categorical(logits=self.classify(z))
                 pyro.sample("y", label.mask(is_labelled), obs=(cells.label - 1).clamp_min(0))

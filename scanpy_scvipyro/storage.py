@@ -69,6 +69,8 @@ def from_uns(adata: AnnData, key: str, module: type[SCVI] | None = None) -> tupl
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced
         live = module(len(known.genes), known.n_batches, **options).float()
     weights = {name: torch.tensor(np.asarray(value)) for name, value in stored["weights"].items()}
+    if "offset" in live.state_dict() and "offset" not in weights and not live.is_batch_offset_alone:
+        _move_offsets(weights, known.n_batches)
     shapes, expected = ({name: w.shape for name, w in state.items()} for state in (weights, live.state_dict()))
     if unfit := sorted(dict(shapes.items() ^ expected.items())):
         msg = (
@@ -78,6 +80,12 @@ def from_uns(adata: AnnData, key: str, module: type[SCVI] | None = None) -> tupl
         raise ValueError(msg)
     live.load_state_dict(weights)
     return live.eval(), known
+
+
+def _move_offsets(weights: dict[str, torch.Tensor], n_batches: int) -> None:
+    """Take the offsets of batches from the last columns of the decoder's weights, where they once were."""
+    weights["decoder.rate.weight"], offset = weights["decoder.rate.weight"].tensor_split([-n_batches], dim=1)
+    weights["offset"] = offset.T
 
 
 def spec(adata: AnnData, key: str) -> DataSpec:

@@ -160,7 +160,9 @@ def _owners(module: SCVI, spec: DataSpec) -> Iterator[tuple[str, tuple[int, list
     for head in ("dropout_logits", "log_inverse_dispersion"):
         if getattr(decoder, head) is not None:
             yield f"decoder.{head}.weight", (1, features)
-    yield "decoder.rate.weight", (1, features + (of("offset", spec.batch_key) if decoder.n_offsets else []))
+    yield "decoder.rate.weight", (1, features)
+    if module.offset is not None:
+        yield "offset", (0, of("offset", spec.batch_key))
     if module.dispersion in ("gene-batch", "gene-label") and module.gene_likelihood != "poisson":
         groups = spec.batch_key if module.dispersion == "gene-batch" else spec.labels_key
         yield "log_inverse_dispersion", (0, of("dispersion", groups))
@@ -181,8 +183,7 @@ def start_from(module: SCVI, data: CellData, n_known: int) -> None:
     if module.library == "latent":
         for ours, theirs in zip((module.library_loc, module.library_scale), data.log_library_size(), strict=True):
             ours[n_known:] = theirs[n_known:]
-    decoder = module.decoder
-    if not decoder.n_offsets:
+    if module.offset is None:
         return
     for batch in range(n_known, module.n_batches):
         observed, expected = torch.zeros(2, data.n_genes)
@@ -191,7 +192,7 @@ def start_from(module: SCVI, data: CellData, n_known: int) -> None:
             expected += posterior.expected(module, cells, z, cells.library_size).sum(dim=0)
             assert cells.counts is not None
             observed += cells.counts.to_dense().sum(dim=0)
-        decoder.rate.weight[:, decoder.n_features + batch] += torch.log((observed + 1) / (expected + 1))
+        module.offset[batch] += torch.log((observed + 1) / (expected + 1))
 
 
 def fit(

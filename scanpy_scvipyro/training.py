@@ -53,6 +53,8 @@ class Recipe:
     early_stopping_patience: int
     keep_best_on_interrupt: bool
     random_state: int
+    offset_speed: float = 1.0
+    """Learning rate of the offsets, in that of all else."""
     n_devices: int = 1
 
 
@@ -147,8 +149,12 @@ class TrainingPlan(pl.LightningModule):
 
     @property
     def kl_weight(self) -> float:
+        return self.recipe.kl_weight * self.warmup
+
+    @property
+    def warmup(self) -> float:
         n_steps = self.recipe.n_epochs_kl_warmup * self.trainer.num_training_batches
-        return self.recipe.kl_weight * (min(1.0, (self.global_step + 1) / n_steps) if n_steps else 1.0)
+        return min(1.0, (self.global_step + 1) / n_steps) if n_steps else 1.0
 
     def on_train_epoch_start(self) -> None:
         if self.global_rank:  # else all processes would draw the same noise
@@ -156,6 +162,7 @@ class TrainingPlan(pl.LightningModule):
         self.train_loss = torch.zeros((), device=self.device)
 
     def training_step(self, cells: Cells, _: int) -> Tensor:
+        self.module.warmup = self.warmup
         loss = self.loss(cells, kl_weight=self.kl_weight) / len(cells.batch)
         self.train_loss += loss.detach()
         return loss
@@ -199,10 +206,16 @@ class TrainingPlan(pl.LightningModule):
         self.history = checkpoint["history"]
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(self.module.parameters(), lr=self.recipe.learning_rate, fused=True)
+        rate, offset = self.recipe.learning_rate, self.module.offset
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in self.module.parameters() if p is not offset], "lr": rate}
+        ]
+        if offset is not None:
+            groups.append({"params": [offset], "lr": rate * self.recipe.offset_speed})
+        optimizer = torch.optim.Adam(groups, fused=True)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
-            max_lr=self.recipe.learning_rate,
+            max_lr=[group["lr"] for group in groups],
             total_steps=int(self.trainer.estimated_stepping_batches),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -261,6 +274,7 @@ def fit(
     strategy: str | Strategy = "auto",
 ) -> pd.DataFrame:
     """Train in place; the history has one row per epoch, indexed from 1."""
+    module.n_cells = data.n_cells
     plan = TrainingPlan(module, recipe)
     callbacks = list(callbacks)
     best = BestWeights()

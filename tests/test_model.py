@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pyro import poutine
+from scipy import stats
 from torch.distributions import Normal, kl_divergence
 
 import scanpy_scvipyro as scvip
@@ -114,12 +115,38 @@ def test_an_embedding_takes_the_place_of_the_one_hot_batch(cells):
 
 def test_a_batch_that_is_an_offset_changes_every_cell_alike(cells):
     module = untrained(batch_representation="offset")
+    torch.nn.init.normal_(module.offset)
     assert module.covariates(cells).shape == (12, 1 + 2)
     codes = torch.randn(12, module.n_latent)
     first, second = (module.decode(codes, cells._replace(batch=torch.full((12,), batch)))[0] for batch in (0, 1))
     change = second - first - (second - first)[:, :1]
     torch.testing.assert_close(change, change[:1].expand_as(change), rtol=0, atol=1e-5)
     assert change.abs().max() > 0.01
+
+
+@pytest.mark.parametrize("encoder_input", ["log_normalized", "log_counts"])
+def test_codes_do_not_depend_on_a_batch_that_is_an_offset(cells, encoder_input):
+    module = untrained(batch_representation="offset", encoder_input=encoder_input)
+    torch.nn.init.normal_(module.offset)
+    counts = cells.counts.to_dense() + 1
+    biased = [counts * module.offset[code].detach().exp() for code in (0, 1)]
+    first, second = (module.encoded(biased[code], torch.full((12,), code)) for code in (0, 1))
+    torch.testing.assert_close(first, second)
+    assert not first.requires_grad  # or codes that say more of the batch would be a way to a better fit
+    assert not torch.allclose(module.encoded(biased[0], cells.batch * 0 + 1), first)
+
+
+def test_offsets_have_a_normal_prior_where_they_are_all_that_a_batch_is(cells):
+    module = untrained(batch_representation="offset")
+    torch.nn.init.normal_(module.offset)
+    module.n_cells = 500
+    assert "offset_prior" not in poutine.trace(module.model).get_trace(cells)
+    trace = poutine.trace(module.train().model).get_trace(cells, kl_weight=0.3)
+    site = trace.nodes["offset_prior"]
+    density = stats.norm(0, 0.5).logpdf(module.offset.detach().double().numpy()).sum()
+    expected = torch.full((12,), density / 500)  # over all minibatches of an epoch, once
+    torch.testing.assert_close((site["scale"] * site["fn"].log_prob(site["value"])).detach(), expected.float())
+    assert "offset_prior" not in poutine.trace(untrained().train().model).get_trace(cells)
 
 
 def test_one_batch_adds_no_column(cells):
@@ -164,8 +191,7 @@ def test_a_linear_decoder_is_linear(cells):
     a, b = torch.randn(2, 12, 10)
 
     def logits(z):
-        features = torch.cat([z, module.covariates(cells)], dim=1)
-        return module.decoder.rate(torch.cat([features, F.one_hot(cells.batch, 3)], dim=1))
+        return module.decoder.rate(torch.cat([z, module.covariates(cells)], dim=1)) + module.offset[cells.batch]
 
     torch.testing.assert_close(module.decode(a, cells)[0], logits(a).log_softmax(dim=1))
     torch.testing.assert_close(logits(a) + logits(b), logits(a + b) + logits(0 * a), rtol=1e-4, atol=1e-4)
@@ -176,7 +202,7 @@ def test_training_starts_at_the_frequencies_of_the_genes(cell_data, cells):
     start = cell_data.log_frequencies(), cell_data.log_library_size()
     module.start_from(*start[0], start[1], batch_offset=1.0)
     # The latent code is without weight where the decoder's features are zero.
-    module.decoder.rate.weight.data[:, : module.decoder.n_features] = 0
+    module.decoder.rate.weight.data[:] = 0
     decoded = module.decode(torch.randn(12, 10), cells)[0]
     torch.testing.assert_close(decoded, start[0][1][cells.batch], rtol=1e-4, atol=1e-4)
 
@@ -186,8 +212,7 @@ def test_batch_offsets_start_at_a_share_of_the_deviation(cell_data, share):
     module = untrained()
     overall, per_batch = cell_data.log_frequencies()
     module.start_from(overall, per_batch, cell_data.log_library_size(), batch_offset=share)
-    offsets = module.decoder.rate.weight[:, module.decoder.n_features :]
-    torch.testing.assert_close(offsets, share * (per_batch - overall).T)
+    torch.testing.assert_close(module.offset, share * (per_batch - overall))
 
 
 def test_a_latent_library_starts_at_that_of_the_batch(cell_data, cells):
@@ -329,6 +354,13 @@ class TestAlignment:
         site, z = trace.nodes["alignment"], trace.nodes["z"]["value"]
         expected = -0.5 * 2.0 * module.misalignment(module.prior(), z, cells.batch)
         torch.testing.assert_close(site["scale"] * site["fn"].log_prob(site["value"]), expected)
+
+    def test_waits_for_the_full_kl_weight_where_the_batch_is_an_offset(self, cells):
+        options = {"prior": "mixture", "batch_alignment": 2.0}
+        for representation, waits in (("one-hot", False), ("offset", True)):
+            module = untrained(batch_representation=representation, **options).train()
+            for module.warmup, is_there in ((0.99, not waits), (1.0, True)):
+                assert ("alignment" in poutine.trace(module.model).get_trace(cells)) == is_there
 
     @pytest.mark.parametrize("options", [{"batch_alignment": 0.0}, {"prior": "normal", "batch_alignment": 2.0}])
     def test_needs_a_weight_and_a_mixture(self, cells, options):

@@ -216,6 +216,27 @@ def test_learning_rate_makes_one_cycle(small, train_quickly):
     assert rate.iloc[-1] < 1e-6
 
 
+class Rates(pl.Callback):
+    """Learning rates of the last step, by parameter."""
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        names = {id(parameter): name for name, parameter in pl_module.module.named_parameters()}
+        groups = trainer.optimizers[0].param_groups
+        self.rates = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
+
+
+@pytest.mark.parametrize(("representation", "speed"), [("one-hot", 1), ("offset", 20)])
+def test_offsets_learn_faster_where_they_are_all_that_a_batch_is(small, train_quickly, representation, speed):
+    rates = Rates()
+    train_quickly(small, batch_key="batch", batch_representation=representation, callbacks=rates)
+    offset = rates.rates.pop("offset")
+    assert len(set(rates.rates.values())) == 1
+    assert offset == pytest.approx(speed * rates.rates["encoder.loc.weight"])
+    params = small.uns["scvi_pyro"]["params"]
+    assert (params["offset_speed"], params["n_epochs_kl_warmup"]) == (speed, 0)
+    assert small.uns["scvi_pyro"]["model_options"]["batch_alignment"] == {1: 30, 20: 200}[speed]
+
+
 def test_early_stopping_gives_back_the_weights_of_the_best_epoch(mixtures, train_quickly):
     options = {"batch_key": "batch", "early_stopping": True, "early_stopping_patience": 3, "batch_size": 512}
     options["prior"] = "normal"  # whose divergence has a closed form

@@ -50,7 +50,7 @@ def scvi_pyro(
     decoder: Literal["nonlinear", "linear"] = "nonlinear",
     prior: Literal["normal", "mixture"] = "mixture",
     n_prior_components: int = 50,
-    batch_alignment: float = 30.0,
+    batch_alignment: float | None = None,
     module: type[SCVI] | None = None,
     max_epochs: int | None = None,
     batch_size: int | None = None,
@@ -147,8 +147,8 @@ def scvi_pyro(
         Components of the mixture prior.
     batch_alignment
         Weight, in training, of the distance between the mean codes of batches within each component of the mixture
-        prior. 0 leaves it out, as published. Batches that differ in their cell types are not forced together, since
-        cells of different components are not compared.
+        prior. By default 30, or 200 with ``batch_representation="offset"``; 0 leaves it out, as published. Batches that
+        differ in their cell types are not forced together, since cells of different components are not compared.
     module
         Your subclass of :class:`~scanpy_scvipyro.model.SCVI`, to change the model itself.
     max_epochs

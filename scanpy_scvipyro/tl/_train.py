@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def checked(adata: AnnData, arguments: dict[str, Any]) -> NDArray[np.bool_]:
     """Refuse bad data and arguments before any work; return the mask of the genes to model."""
     _validate.check_adata(adata, on_disk=True)
-    _validate.check_arguments(arguments, may_be_none=("batch_size", "learning_rate"))
+    _validate.check_arguments(arguments, may_be_none=("batch_alignment", "batch_size", "learning_rate"))
     _validate.check_key_added(arguments["key_added"])
     if arguments["dispersion"] == "gene-label" and arguments["labels_key"] is None:
         raise ValueError("dispersion='gene-label' needs labels; pass labels_key=, a column of adata.obs.")
@@ -69,6 +69,11 @@ def train(
     keys = ("categorical_covariate_keys", "continuous_covariate_keys")
     arguments = arguments | {name: _validate.keys_as_list(arguments[name], name) for name in keys}
     arguments |= _for_lightning(arguments)
+    # Offsets must keep up with the codes, and batches be pulled harder, where nothing else says of a batch.
+    is_offset_alone = arguments["batch_representation"] == "offset"
+    arguments["offset_speed"] = 20.0 if is_offset_alone else 1.0
+    if arguments["batch_alignment"] is None:
+        arguments["batch_alignment"] = 200.0 if is_offset_alone else 30.0
     is_first = devices.is_first(arguments["n_devices"])
     inform, warn = (logg.info, logg.warning) if is_first else (logg.debug, logg.debug)
     storage.check_class(arguments["module"], SCVI if given is None else SCANVI)
