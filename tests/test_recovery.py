@@ -92,7 +92,7 @@ def types_of_one_batch_each():
 def test_types_of_one_batch_each_stay_apart_where_the_batch_is_an_offset(representation, low, high):
     adata = types_of_one_batch_each()
     options = {"batch_representation": representation, "impute": False, "progress_bar": False}
-    scvip.tl.scvi_pyro(adata, batch_key="batch", batch_alignment=10, **options)
+    scvip.tl.scvi_pyro(adata, batch_key="batch", **options)
     cell_type = adata.obs["cell_type"].to_numpy()
     same = (cell_type[integration.neighbors(adata.obsm["X_scvi_pyro"])] == cell_type[:, None]).mean(axis=1)
     assert same[cell_type < 2].mean() > 0.98

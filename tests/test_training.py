@@ -234,7 +234,7 @@ def test_offsets_learn_faster_where_they_are_all_that_a_batch_is(small, train_qu
     assert offset == pytest.approx(speed * rates.rates["encoder.loc.weight"])
     params = small.uns["scvi_pyro"]["params"]
     assert (params["offset_speed"], params["n_epochs_kl_warmup"]) == (speed, 0)
-    assert small.uns["scvi_pyro"]["model_options"]["batch_alignment"] == {1: 30, 20: 200}[speed]
+    assert small.uns["scvi_pyro"]["model_options"]["batch_alignment"] == {1: 30, 20: 10}[speed]
 
 
 def test_early_stopping_gives_back_the_weights_of_the_best_epoch(mixtures, train_quickly):

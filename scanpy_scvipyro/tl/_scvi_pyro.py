@@ -132,7 +132,8 @@ def scvi_pyro(
     batch_representation
         How the hidden layers see the batch: as one-hot vector; as a learnt vector of ``n_batch_embedding`` numbers, for
         very many batches; or not at all, with ``"offset"``. Each gene then has its ``batch_offset`` alone, which cannot
-        turn one cell type into another: for batches that hold different types that are alike.
+        turn one cell type into another: for batches that hold different types that are alike. The encoder reads counts
+        without the offsets, which have a Normal prior.
     n_batch_embedding
         Dimensions of the learnt batch vectors.
     batch_offset
@@ -147,7 +148,7 @@ def scvi_pyro(
         Components of the mixture prior.
     batch_alignment
         Weight, in training, of the distance between the mean codes of batches within each component of the mixture
-        prior. By default 30, or 200 with ``batch_representation="offset"``; 0 leaves it out, as published. Batches that
+        prior. By default 30, or 10 with ``batch_representation="offset"``; 0 leaves it out, as published. Batches that
         differ in their cell types are not forced together, since cells of different components are not compared.
     module
         Your subclass of :class:`~scanpy_scvipyro.model.SCVI`, to change the model itself.

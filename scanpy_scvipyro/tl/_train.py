@@ -69,11 +69,12 @@ def train(
     keys = ("categorical_covariate_keys", "continuous_covariate_keys")
     arguments = arguments | {name: _validate.keys_as_list(arguments[name], name) for name in keys}
     arguments |= _for_lightning(arguments)
-    # Offsets must keep up with the codes, and batches be pulled harder, where nothing else says of a batch.
+    # Where nothing else says of a batch, offsets must keep up with the codes. They take over what is aligned, and with
+    # it what makes similar types of one batch each differ (docs/recipe.md).
     is_offset_alone = arguments["batch_representation"] == "offset"
     arguments["offset_speed"] = 20.0 if is_offset_alone else 1.0
     if arguments["batch_alignment"] is None:
-        arguments["batch_alignment"] = 200.0 if is_offset_alone else 30.0
+        arguments["batch_alignment"] = 10.0 if is_offset_alone else 30.0
     is_first = devices.is_first(arguments["n_devices"])
     inform, warn = (logg.info, logg.warning) if is_first else (logg.debug, logg.debug)
     storage.check_class(arguments["module"], SCVI if given is None else SCANVI)
