@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -40,7 +41,7 @@ class Outputs:
                     self._put_in_place()
             finally:
                 for folder in self.folders.values():
-                    shutil.rmtree(folder, ignore_errors=True)
+                    _remove(folder)
 
     def claim(self, path: Path) -> Path:
         """Refuse a place that cannot be written to, before any work; return where to write instead, for now."""
@@ -77,6 +78,15 @@ class Outputs:
                     shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
                     aside.rename(place)
             raise
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder for good: chunks that zarr was still writing when another one failed arrive meanwhile."""
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def write(adata: AnnData, path: Path) -> None:
