@@ -121,6 +121,15 @@ def test_batches_are_aligned_whatever_the_labels(cells):
     torch.testing.assert_close(penalties[0], penalties[1])
 
 
+def test_offsets_have_the_prior_of_scvi_whatever_the_kl_weight(cells):
+    options = {"n_latent": 2, "n_hidden": 4, "batch_representation": "offset"}
+    module = SCANVI(6, 2, n_labels=N_LABELS, n_prior_components=N_FREE, **options)
+    module.n_cells = 500
+    site = poutine.trace(module.model).get_trace(cells, kl_weight=0.3).nodes["offset_prior"]
+    expected = dist.Normal(0, 0.5).log_prob(torch.zeros(2, 6)).sum() / 500  # offsets start at 0
+    torch.testing.assert_close(site["scale"] * site["fn"].log_prob(site["value"]), expected.expand(len(cells.batch)))
+
+
 def test_few_labels_count_as_much_as_if_every_cell_had_one(module, cells):
     module.weigh_labels(cells.label)
     trace = poutine.trace(module.model).get_trace(cells)

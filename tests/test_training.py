@@ -225,6 +225,25 @@ class Rates(pl.Callback):
         self.rates = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
 
 
+class Told(pl.Callback):
+    """What training tells the module: how far the KL weight has risen, by step, and the number of cells."""
+
+    def __init__(self):
+        self.warmup = []
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        self.warmup.append(pl_module.module.warmup)
+        self.n_cells = pl_module.module.n_cells
+
+
+def test_the_module_is_told_of_the_warmup_and_of_the_number_of_cells(small, train_quickly):
+    train_quickly(small, n_epochs_kl_warmup=1, batch_size=16, callbacks=(told := Told()))
+    n_steps = len(told.warmup) // 2
+    assert told.warmup == pytest.approx([min(1, (step + 1) / n_steps) for step in range(2 * n_steps)])
+    assert told.warmup[0] < 1
+    assert told.n_cells == small.n_obs
+
+
 @pytest.mark.parametrize(("representation", "speed"), [("one-hot", 1), ("offset", 20)])
 def test_offsets_learn_faster_where_they_are_all_that_a_batch_is(small, train_quickly, representation, speed):
     rates = Rates()
