@@ -171,7 +171,7 @@ def over_correction(before: Array, after: Array, labels: Codes, names: Sequence[
             "Over-correction suspected",
             f"Cells have lost neighbours of their own label: {named(shares)}.",
             "Biology may have been removed together with the batch effect. Is a label found in one batch only? Compare "
-            "batch_representation='offset', and check marker genes before trusting these labels.",
+            "a lower batch_alignment=, such as 10, and check marker genes before trusting these labels.",
         )
     ]
 

@@ -30,6 +30,8 @@ EncoderInput = Literal["log_normalized", "log_counts"]
 
 OFFSET_SCALE = 0.5
 """Standard deviation of the prior of a batch's offsets, on the natural log scale (docs/recipe.md)."""
+BESIDE_OFFSET = 0.3
+"""What one-hot vectors of batches are scaled by beside leading offsets, and so how fast their weights learn."""
 
 
 def reads_labels(module: str, options: Mapping[str, Any]) -> bool:
@@ -114,7 +116,7 @@ class SCVI(PyroModule):
         self.encode_covariates = encode_covariates
 
         self.batch_representation = batch_representation
-        n_batch_columns = 0 if n_batches == 1 or batch_representation == "offset" else n_batches
+        n_batch_columns = n_batches if n_batches > 1 else 0
         self.batch_embedding = None
         if batch_representation == "embedding" and n_batch_columns:
             self.batch_embedding = nn.Embedding(n_batches, n_batch_embedding)
@@ -159,8 +161,11 @@ class SCVI(PyroModule):
             self.prior_loc = nn.Parameter(torch.randn(n_prior_components, n_latent))
             self.prior_log_scale = nn.Parameter(torch.zeros(n_prior_components, n_latent))
         self.has_mixture_prior = prior == "mixture"
-        self.is_batch_offset_alone = batch_representation == "offset"
+        self.has_leading_offset = batch_representation == "offset" and self.offset is not None
         self.batch_alignment = batch_alignment if n_batches > 1 else 0.0
+        self.code_sums: Tensor | None
+        # Codes of late minibatches, and cells, summed by batch and component; a state of training, as in an optimizer.
+        self.register_buffer("code_sums", None, persistent=False)
 
     @torch.no_grad()
     def start_from(
@@ -214,10 +219,11 @@ class SCVI(PyroModule):
     def encoded(self, counts: Tensor, batch: Tensor) -> Tensor:
         """Return what the encoder sees of dense counts; log1p, since they span five orders of magnitude.
 
-        Cells are scaled to one depth, so that codes need not learn to forget it, which differs between batches. Where
-        offsets are all that a batch is, they are taken off, too.
+        Cells are scaled to one depth, so that codes need not learn to forget it, which differs between batches. Leading
+        offsets are taken off for the same reason.
         """
-        if self.is_batch_offset_alone and self.offset is not None:
+        if self.has_leading_offset:
+            assert self.offset is not None
             counts = counts * torch.exp(-self.offset.detach())[batch]
         if self.typical_depth is not None:
             counts = counts * (self.typical_depth / counts.sum(dim=1, keepdim=True).clamp_min(1))
@@ -235,25 +241,27 @@ class SCVI(PyroModule):
     def align(self, prior: TorchDistribution, z: Tensor, batch: Tensor) -> None:
         """Penalize, in training, batches that are apart within components of a mixture prior.
 
-        Where offsets are all that a batch is, only once the KL weight is full and codes tell types apart: earlier, two
-        types that are in one batch each would share a component, and be aligned for good.
+        Only once the KL weight is full and codes tell types apart: earlier, two types that are in one batch each would
+        share a component, and be aligned for good.
         """
-        is_time = self.training and (self.warmup >= 1 or not self.is_batch_offset_alone)
+        is_time = self.training and self.warmup >= 1
         if is_time and self.batch_alignment and isinstance(prior, dist.MixtureSameFamily):
             pyro.factor("alignment", -self.batch_alignment * self.misalignment(prior, z, batch))
 
     def shrink(self, batch: Tensor) -> None:
-        """p(W), in training, where offsets are all that a batch is: those of rare genes and small batches stay low."""
-        if self.training and self.is_batch_offset_alone and self.offset is not None:
+        """p(W), in training, where offsets lead: those of rare genes and of small batches stay low."""
+        if self.training and self.has_leading_offset:
+            assert self.offset is not None
             prior = dist.Normal(torch.zeros_like(self.offset), OFFSET_SCALE)
             pyro.factor("offset_prior", prior.log_prob(self.offset).sum() / self.n_cells * torch.ones_like(batch))
 
     def misalignment(self, prior: dist.MixtureSameFamily, z: Tensor, batch: Tensor) -> Tensor:
         """How far batches are apart within the components of the prior, at the batch of each cell, (n_cells,).
 
-        This is the squared distance of the mean code of a batch from that of all batches, both over the cells of a
-        component, in variances of the component. Components that are not trained are those of a reference, whose cells
-        are elsewhere: the mean of the component stands for theirs.
+        This is the distance of the mean code of a batch from that of all batches, both over the cells of a component.
+        The more it was, of late, above what is usual for the batch, the less it counts, by the weights of Geman and
+        McClure :cite:p:`Geman1987`: a batch effect moves most types, and where a single type is far from the others of
+        its component, it is another type.
         """
         components = prior.component_distribution
         # Not to be changed by training, which could make distances small by components of one batch each.
@@ -263,11 +271,15 @@ class SCVI(PyroModule):
         weighted = membership[..., None] * F.pad(z, (0, 1), value=1.0)[:, None]
         of_batch = F.one_hot(batch, self.n_batches).to(z.dtype).T @ weighted.flatten(1)
         sums = of_batch.unflatten(1, weighted.shape[1:])  # (n_batches, n_components, n_latent + 1)
-        mean, n_cells = _mean(sums), sums[..., -1].detach()
-        of_all = _mean(sums.sum(dim=0)) if components.mean.requires_grad else components.mean
-        distance = ((mean - of_all).square() / components.variance.detach()).mean(dim=-1)
-        # The mean of a cell or two is these cells: pulling them to that of the component would make it narrower.
-        return (membership * (distance * (n_cells > 2))[batch]).sum(dim=1)
+        with torch.no_grad():
+            # One minibatch has a cell or two of a batch in a component.
+            self.code_sums = sums.detach() if self.code_sums is None else 0.98 * self.code_sums + sums
+            distance, n_cells = _distance(self.code_sums, components), self.code_sums[..., -1]
+            usual = ((distance.sqrt() * n_cells).sum(dim=1) / n_cells.sum(dim=1).clamp_min(1e-6)).square()
+            trust = (1 + distance / (3 * usual + 1e-6)[:, None]).pow(-2)
+            # The mean of a cell or two is these cells: pulling them to that of the component would make it narrower.
+            trust = trust * (sums[..., -1] > 2)
+        return (membership * (trust * _distance(sums, components))[batch]).sum(dim=1)
 
     def library_prior(self, batch: Tensor) -> TorchDistribution:
         """p(library size | batch)."""
@@ -296,10 +308,21 @@ class SCVI(PyroModule):
         parts = [cells.continuous]
         if self.batch_embedding is not None:
             parts.append(self.batch_embedding(cells.batch))
-        elif self.n_batches > 1 and self.batch_representation == "one-hot":
-            parts.append(F.one_hot(cells.batch, self.n_batches))
+        elif self.n_batches > 1:
+            scale = BESIDE_OFFSET if self.has_leading_offset else 1
+            parts.append(scale * F.one_hot(cells.batch, self.n_batches))
         parts += [F.one_hot(codes, n) for codes, n in zip(cells.categorical.T, self.n_categories, strict=True) if n > 1]
         return torch.cat(parts, dim=-1).to(cells.library_size.dtype)
+
+
+def _distance(sums: Tensor, components: Normals) -> Tensor:
+    """Squared distance of the mean code of a batch from that of all, in variances of each component.
+
+    Components that are not trained are those of a reference, whose cells are elsewhere: the mean of the component
+    stands for theirs.
+    """
+    of_all = _mean(sums.sum(dim=0)) if components.mean.requires_grad else components.mean
+    return ((_mean(sums) - of_all).square() / components.variance.detach()).mean(dim=-1)
 
 
 def _mean(sums: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def from_uns(adata: AnnData, key: str, module: type[SCVI] | None = None) -> tupl
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced
         live = module(len(known.genes), known.n_batches, **options).float()
     weights = {name: torch.tensor(np.asarray(value)) for name, value in stored["weights"].items()}
-    if "offset" in live.state_dict() and "offset" not in weights and not live.is_batch_offset_alone:
+    if "offset" in live.state_dict() and "offset" not in weights and not live.has_leading_offset:
         _move_offsets(weights, known.n_batches)
     shapes, expected = ({name: w.shape for name, w in state.items()} for state in (weights, live.state_dict()))
     if unfit := sorted(dict(shapes.items() ^ expected.items())):

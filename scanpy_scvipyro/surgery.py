@@ -140,7 +140,7 @@ def _owners(module: SCVI, spec: DataSpec) -> Iterator[tuple[str, tuple[int, list
     if module.batch_embedding is not None:
         covariates += [("embedding", None, i) for i in range(module.batch_embedding.embedding_dim)]
         yield "batch_embedding.weight", (0, of("vector", spec.batch_key))
-    elif module.n_batches > 1 and module.batch_representation == "one-hot":
+    elif module.n_batches > 1:
         covariates += of("batch", spec.batch_key)
     for key in spec.categorical_covariate_keys:
         covariates += of("category", key) if len(spec.categories[key]) > 1 else []

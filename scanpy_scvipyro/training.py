@@ -181,6 +181,8 @@ class TrainingPlan(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         if self.recipe.n_devices > 1:
             share_statistics(self.module, self.trainer.strategy)
+            if self.module.code_sums is not None:
+                self.module.code_sums = self.trainer.strategy.reduce(self.module.code_sums, reduce_op="mean")
         # Of training and of validation cells: sums of reconstruction and KL divergence, and the number of cells.
         self.evaluated = torch.zeros(2, 3, dtype=torch.float64, device=self.device)
 
@@ -200,10 +202,10 @@ class TrainingPlan(pl.LightningModule):
         self.history.append(row)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["history"] = self.history
+        checkpoint["history"], checkpoint["code_sums"] = self.history, self.module.code_sums
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.history = checkpoint["history"]
+        self.history, self.module.code_sums = checkpoint["history"], checkpoint["code_sums"]
 
     def configure_optimizers(self) -> Any:
         rate, offset = self.recipe.learning_rate, self.module.offset
@@ -274,7 +276,7 @@ def fit(
     strategy: str | Strategy = "auto",
 ) -> pd.DataFrame:
     """Train in place; the history has one row per epoch, indexed from 1."""
-    module.n_cells = data.n_cells
+    module.n_cells, module.code_sums = n_training_cells(data.n_cells, recipe.train_size), None
     plan = TrainingPlan(module, recipe)
     callbacks = list(callbacks)
     best = BestWeights()

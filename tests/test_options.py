@@ -29,7 +29,7 @@ OPTIONS = {
     "prior": ["mixture", "normal"],
     "n_prior_components": [50, 1],
     "encoder_input": ["log_normalized", "log_counts"],
-    "batch_alignment": [30, 0],
+    "batch_alignment": [200, 0],
     "mask_var": [None, "highly_variable"],
 }
 

@@ -109,7 +109,9 @@ class TestCall:
 
     def test_a_batch_that_is_not_mixed_at_all_is_named(self, mixtures, warned, fit):
         # Four epochs without offsets do not bring the protocols together.
-        fit(mixtures, batch_key="batch", max_epochs=4, batch_offset=None, prior="normal")
+        fit(
+            mixtures, batch_key="batch", max_epochs=4, batch_representation="one-hot", batch_offset=None, prior="normal"
+        )
         (warning,) = (line for line in warned() if "not mixed at all" in line)
         assert "10x_3cl" in warning
 

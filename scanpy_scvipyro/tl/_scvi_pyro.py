@@ -44,13 +44,13 @@ def scvi_pyro(
     encoder_input: EncoderInput = "log_normalized",
     encode_covariates: bool = False,
     deeply_inject_covariates: bool = True,
-    batch_representation: Literal["one-hot", "embedding", "offset"] = "one-hot",
+    batch_representation: Literal["offset", "one-hot", "embedding"] = "offset",
     n_batch_embedding: int = 5,
     batch_offset: float | None = 0.0,
     decoder: Literal["nonlinear", "linear"] = "nonlinear",
     prior: Literal["normal", "mixture"] = "mixture",
     n_prior_components: int = 50,
-    batch_alignment: float | None = None,
+    batch_alignment: float = 200.0,
     module: type[SCVI] | None = None,
     max_epochs: int | None = None,
     batch_size: int | None = None,
@@ -130,10 +130,11 @@ def scvi_pyro(
     deeply_inject_covariates
         Whether they join every hidden layer, not only the first.
     batch_representation
-        How the hidden layers see the batch: as one-hot vector; as a learnt vector of ``n_batch_embedding`` numbers, for
-        very many batches; or not at all, with ``"offset"``. Each gene then has its ``batch_offset`` alone, which cannot
-        turn one cell type into another: for batches that hold different types that are alike. The encoder reads counts
-        without the offsets, which have a Normal prior.
+        What a batch is. ``"offset"``: mostly an offset of each gene, which cannot turn one cell type into another, so
+        that similar types stay apart even if each is in one batch only. Offsets have a Normal prior and learn fast, the
+        encoder reads counts without them, and the hidden layers of the decoder see the batch as a one-hot vector that
+        learns slowly. ``"one-hot"``: the same vector at the rate of all else, as published. ``"embedding"``: a learnt
+        vector of ``n_batch_embedding`` numbers in its place, for very many batches.
     n_batch_embedding
         Dimensions of the learnt batch vectors.
     batch_offset
@@ -148,8 +149,8 @@ def scvi_pyro(
         Components of the mixture prior.
     batch_alignment
         Weight, in training, of the distance between the mean codes of batches within each component of the mixture
-        prior. By default 30, or 10 with ``batch_representation="offset"``; 0 leaves it out, as published. Batches that
-        differ in their cell types are not forced together, since cells of different components are not compared.
+        prior; 0 leaves it out, as published. Batches that differ in their cell types are not forced together: cells of
+        different components are not compared, and distances above what is usual for a batch count less.
     module
         Your subclass of :class:`~scanpy_scvipyro.model.SCVI`, to change the model itself.
     max_epochs

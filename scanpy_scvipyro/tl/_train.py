@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 def checked(adata: AnnData, arguments: dict[str, Any]) -> NDArray[np.bool_]:
     """Refuse bad data and arguments before any work; return the mask of the genes to model."""
     _validate.check_adata(adata, on_disk=True)
-    _validate.check_arguments(arguments, may_be_none=("batch_alignment", "batch_size", "learning_rate"))
+    _validate.check_arguments(arguments, may_be_none=("batch_size", "learning_rate"))
     _validate.check_key_added(arguments["key_added"])
     if arguments["dispersion"] == "gene-label" and arguments["labels_key"] is None:
         raise ValueError("dispersion='gene-label' needs labels; pass labels_key=, a column of adata.obs.")
-    if arguments["batch_representation"] == "offset" and arguments["batch_offset"] is None:
-        raise ValueError("batch_representation='offset' needs offsets; pass batch_offset=0, or another start of them.")
+    is_without = arguments["batch_offset"] is None and arguments["batch_key"] is not None
+    if is_without and arguments["batch_representation"] == "offset":
+        msg = "batch_representation='offset', the default, needs offsets; with batch_offset=None, pass 'one-hot'."
+        raise ValueError(msg)
     if arguments["labels_key"] is not None:
         _validate.check_obs_key(adata, arguments["labels_key"], "labels_key")
     if arguments["library"] == "latent" and arguments["size_factor_key"] is not None:
@@ -69,12 +71,8 @@ def train(
     keys = ("categorical_covariate_keys", "continuous_covariate_keys")
     arguments = arguments | {name: _validate.keys_as_list(arguments[name], name) for name in keys}
     arguments |= _for_lightning(arguments)
-    # Where nothing else says of a batch, offsets must keep up with the codes. They take over what is aligned, and with
-    # it what makes similar types of one batch each differ (docs/recipe.md).
-    is_offset_alone = arguments["batch_representation"] == "offset"
-    arguments["offset_speed"] = 20.0 if is_offset_alone else 1.0
-    if arguments["batch_alignment"] is None:
-        arguments["batch_alignment"] = 10.0 if is_offset_alone else 30.0
+    # Leading offsets must keep up with the codes, or what all cells of a batch share stays in these (docs/recipe.md).
+    arguments["offset_speed"] = 20.0 if arguments["batch_representation"] == "offset" else 1.0
     is_first = devices.is_first(arguments["n_devices"])
     inform, warn = (logg.info, logg.warning) if is_first else (logg.debug, logg.debug)
     storage.check_class(arguments["module"], SCVI if given is None else SCANVI)
