@@ -49,7 +49,7 @@ class Completed:
     def __init__(self, module: SCVI, data: CellData, measured: Tensor, known: DataSpec) -> None:
         self.module, self.measured, self.n_genes = module, measured, len(measured)
         self.known_batches, self.is_new = range(known.n_batches), data.batch >= known.n_batches
-        # New categories are encoded as the first known ones.
+        # New categories of other columns are encoded as the first known ones.
         n_categories = torch.tensor(known.n_categories, dtype=torch.int64)
         self.data = replace(
             data,
@@ -90,12 +90,18 @@ class Completed:
         observed[:, self.measured] = cells.counts.to_dense()
         filled = observed
         for _ in range(_N_ROUNDS):
-            z = posterior.latent_posterior(self.module, cells._replace(counts=filled)).mean
-            rate = posterior.expected(self.module, cells, z, 1.0)
+            cells = cells._replace(counts=filled)
+            rate = self._expected(cells)
             if is_new.any():
-                average = posterior.expected(self.module, cells, z, 1.0, self.known_batches)
-                rate = torch.where(is_new[:, None], average, rate)
+                batches = (torch.full_like(cells.batch, code) for code in self.known_batches)
+                total = sum(self._expected(cells._replace(batch=batch)) for batch in batches)
+                rate = torch.where(is_new[:, None], total / len(self.known_batches), rate)
             # Depth of the measured genes on the scale of all.
             depth = observed.sum(dim=1, keepdim=True) / rate[:, self.measured].sum(dim=1, keepdim=True)
             filled = torch.where(self.measured, observed, depth * rate)
         return filled
+
+    def _expected(self, cells: Cells) -> Tensor:
+        """Frequencies of all genes, encoded and decoded in the batch of each cell."""
+        z = posterior.latent_posterior(self.module, cells).mean
+        return posterior.expected(self.module, cells, z, 1.0)

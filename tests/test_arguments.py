@@ -134,4 +134,5 @@ def test_defaults_of_the_model_are_those_of_scvi_pyro_or_as_published():
     ours, theirs = inspect.signature(SCVI).parameters, inspect.signature(scvip.tl.scvi_pyro).parameters
     shared = set(ours) & set(theirs)
     differ = {name: ours[name].default for name in shared if ours[name].default != theirs[name].default}
-    assert differ == {"encoder_input": "log_counts", "prior": "normal", "batch_alignment": 0.0}
+    published = {"encoder_input": "log_counts", "batch_representation": "one-hot", "prior": "normal"}
+    assert differ == published | {"batch_alignment": 0.0}

@@ -1,6 +1,7 @@
 """``tl.map_query``: new cells on a trained model."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -27,6 +28,8 @@ def query(_halves):
 def test_codes_of_new_cells_are_those_of_the_encoder(reference, query):
     scvip.tl.map_query(query, reference)
     model, counts = scvip.get.model(reference), query.X.toarray()
+    rows = pd.Index(reference.uns["scvi_pyro"]["categories"]["batch"]).get_indexer(query.obs["batch"])
+    counts = counts * model.offset[rows].neg().exp().detach().numpy()
     log_counts = torch.tensor(counts / counts.sum(axis=1, keepdims=True) * model.typical_depth.item()).log1p()
     with torch.no_grad():
         codes = model.encoder(log_counts, log_counts[:, :0])[0]
