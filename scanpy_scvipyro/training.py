@@ -276,7 +276,7 @@ def fit(
     strategy: str | Strategy = "auto",
 ) -> pd.DataFrame:
     """Train in place; the history has one row per epoch, indexed from 1."""
-    module.n_cells, module.code_sums = n_training_cells(data.n_cells, recipe.train_size), None
+    module.n_cells = n_training_cells(data.n_cells, recipe.train_size)
     plan = TrainingPlan(module, recipe)
     callbacks = list(callbacks)
     best = BestWeights()

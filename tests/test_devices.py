@@ -164,8 +164,9 @@ def test_an_error_in_one_process_ends_all_and_is_shown(start, small, launcher):
 
 @pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_to_the_same_bits(start, small, tmp_path):
-    whole = start(small, QUICK, launcher=TORCHRUN)
-    options = QUICK | {"checkpoint": str(tmp_path / "run.ckpt")}
+    options = QUICK | {"batch_size": 24, "n_prior_components": 2}  # so that there is something to align
+    whole = start(small, options, launcher=TORCHRUN)
+    options |= {"checkpoint": str(tmp_path / "run.ckpt")}
     broken = start(small, options, launcher=TORCHRUN, fault={"rank": 0, "epoch": 2, "kind": "kill"})
     assert broken.returncode != 0
     assert (tmp_path / "run.ckpt").exists()
