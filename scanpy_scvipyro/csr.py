@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 _BLOCK = 1 << 20
 """Counts at a time, so that sums over all of them need little memory."""
+_MAX_VIEW = np.iinfo(np.int32).max
+"""Of more counts, a matrix would be a copy: scipy has indices and where rows start as integers of one size."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,11 @@ class CSR:
 
     def coo(self, rows: Tensor) -> Tensor:
         """Take the given cells as a coalesced sparse COO tensor, (n_rows, n_genes)."""
-        row, position = self._positions(rows)
+        of_rows = self.read(rows)
+        row = torch.repeat_interleave(of_rows.indptr.diff(), output_size=len(of_rows.values))
         return torch.sparse_coo_tensor(
-            torch.stack([row, self.indices[position].long()]),
-            self.values[position],
+            torch.stack([row, of_rows.indices.long()]),
+            of_rows.values,
             (len(rows), self.n_genes),
             check_invariants=False,
             is_coalesced=True,
@@ -71,22 +75,24 @@ class CSR:
 
     def read(self, rows: Tensor) -> CSR:
         """Take the given cells alone, in the given order."""
-        row, position = self._positions(rows)
-        n_values = torch.bincount(row, minlength=len(rows))
-        indptr = torch.cat([n_values.new_zeros(1), n_values.cumsum(0)])
-        return CSR(indptr, self.indices[position], self.values[position], self.n_genes)
-
-    def _positions(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """For each count of the given cells, its row among them, and where it stands."""
+        if self._matrix is not None:
+            return CSR.of(self._matrix[rows.numpy()])
         n_in_all = None
         if self.host_indptr is not None:
             n_in_all = int((self.host_indptr[rows + 1] - self.host_indptr[rows]).sum())
             rows = sent(rows, self.indptr.device)
         start = self.indptr[rows]
         n_values = self.indptr[rows + 1] - start
-        row = torch.repeat_interleave(n_values, output_size=n_in_all)
-        shift = start - n_values.cumsum(0) + n_values
-        return row, torch.arange(len(row), device=row.device).add_(shift[row])
+        indptr = torch.cat([n_values.new_zeros(1), n_values.cumsum(0)])
+        shift = torch.repeat_interleave(start - indptr[:-1], n_values, output_size=n_in_all)
+        position = torch.arange(len(shift), device=shift.device).add_(shift)
+        return CSR(indptr, self.indices[position], self.values[position], self.n_genes)
+
+    @cached_property
+    def _matrix(self) -> sparse.csr_array | None:
+        """View as a matrix, which on a host copies rows as they lie, in half the time."""
+        is_sent = self.host_indptr is not None or self.values.device.type != "cpu"
+        return None if is_sent or len(self.values) > _MAX_VIEW else self.to_scipy()
 
     def shuffled(
         self, rows: Tensor, n_minibatches: int, n_ranks: int, generator: torch.Generator

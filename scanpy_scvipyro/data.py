@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scanpy_scvipyro.csr import Counts, Totals
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,15 +290,28 @@ class Minibatches(IterableDataset[Cells]):
         return self.n_minibatches
 
     def __iter__(self) -> Iterator[Cells]:
-        if self.generator is None:
-            parts: Sequence[Tensor] = self.rows.tensor_split(self.n_minibatches * self.n_ranks)[
-                self.rank :: self.n_ranks
-            ]
-        else:
-            shuffled = self.data.counts.shuffled(self.rows, self.n_minibatches, self.n_ranks, self.generator)
-            parts = shuffled[self.rank]
-        # A few cells to evaluate may leave none for one process.
-        return self.data.minibatches([part for part in parts if len(part)])
+        return self.data.minibatches(self.parts())
+
+    def parts(self) -> Sequence[Tensor]:
+        """Rows of each minibatch of one pass."""
+        if self.generator is not None:
+            return self.data.counts.shuffled(self.rows, self.n_minibatches, self.n_ranks, self.generator)[self.rank]
+        parts = self.rows.tensor_split(self.n_minibatches * self.n_ranks)[self.rank :: self.n_ranks]
+        return [part for part in parts if len(part)]  # a few cells to evaluate may leave none for one process
+
+
+class Evaluated(IterableDataset[tuple[Cells, "Tensor"]]):
+    """Minibatches of training and of validation cells, and which cells are the latter: all in as few as can be."""
+
+    def __init__(self, minibatches: Minibatches, validation: Tensor) -> None:
+        self.minibatches, self.validation = minibatches, validation
+
+    def __len__(self) -> int:
+        return len(self.minibatches)
+
+    def __iter__(self) -> Iterator[tuple[Cells, Tensor]]:
+        is_validation = (torch.isin(part, self.validation) for part in self.minibatches.parts())
+        return zip(self.minibatches, is_validation, strict=True)
 
 
 def n_training_cells(n_cells: int, train_size: float) -> int:
@@ -325,8 +340,8 @@ class Split(NamedTuple):
 class CellDataModule(LightningDataModule):
     """Training and validation cells for Lightning.
 
-    Two sets are evaluated after each epoch: the validation cells, and as many of the training cells, so that the two
-    ELBOs are measured in the same way and their difference shows overfitting.
+    After each epoch, the validation cells are evaluated, and as many of the training cells, so that the two ELBOs are
+    measured in the same way and their difference shows overfitting.
     """
 
     def __init__(self, data: CellData, *, train_size: float, batch_size: int, random_state: int) -> None:
@@ -343,17 +358,20 @@ class CellDataModule(LightningDataModule):
             self.data = self.data.to(device)
 
     def train_dataloader(self) -> DataLoader[Cells]:
-        return self._loader(self.split.training, self.batch_size, self.generator)
+        return self._loader(self._minibatches(self.split.training, self.batch_size, self.generator))
 
-    def val_dataloader(self) -> list[DataLoader[Cells]]:
-        return [self._loader(rows, 1024) for rows in self.split.evaluated if len(rows)]
+    def val_dataloader(self) -> DataLoader[tuple[Cells, Tensor]]:
+        training, validation = self.split.evaluated
+        return self._loader(Evaluated(self._minibatches(torch.cat([training, validation]), 1024), validation))
 
-    def _loader(self, rows: Tensor, batch_size: int, generator: torch.Generator | None = None) -> DataLoader[Cells]:
-        # Of its own generator it draws a number in each pass, else of the global one: a run that goes on would differ.
-        own = torch.Generator()
+    def _minibatches(self, rows: Tensor, batch_size: int, generator: torch.Generator | None = None) -> Minibatches:
         rank, n_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        minibatches = Minibatches(self.data, rows, batch_size, generator, rank=rank, n_ranks=n_ranks)
-        return DataLoader(minibatches, batch_size=None, generator=own)
+        return Minibatches(self.data, rows, batch_size, generator, rank=rank, n_ranks=n_ranks)
+
+    @staticmethod
+    def _loader(minibatches: IterableDataset[T]) -> DataLoader[T]:
+        # Of its own generator it draws a number in each pass, else of the global one: a run that goes on would differ.
+        return DataLoader(minibatches, batch_size=None, generator=torch.Generator())
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state()}

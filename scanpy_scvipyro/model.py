@@ -224,7 +224,7 @@ class SCVI(PyroModule):
         """
         if self.has_leading_offset:
             assert self.offset is not None
-            counts = counts * torch.exp(-self.offset.detach())[batch]
+            counts = counts * F.embedding(batch, self.offset.detach().neg().exp_())
         if self.typical_depth is not None:
             counts = counts * (self.typical_depth / counts.sum(dim=1, keepdim=True).clamp_min(1))
             return counts.log1p_()
@@ -252,8 +252,8 @@ class SCVI(PyroModule):
         """p(W), in training, where offsets lead: those of rare genes and of small batches stay low."""
         if self.training and self.has_leading_offset:
             assert self.offset is not None
-            prior = dist.Normal(torch.zeros_like(self.offset), OFFSET_SCALE)
-            pyro.factor("offset_prior", prior.log_prob(self.offset).sum() / self.n_cells * torch.ones_like(batch))
+            log_prior = dist.Normal(0.0, OFFSET_SCALE).log_prob(self.offset).sum()
+            pyro.factor("offset_prior", (log_prior / self.n_cells).expand(batch.shape))
 
     def misalignment(self, prior: dist.MixtureSameFamily, z: Tensor, batch: Tensor) -> Tensor:
         """How far batches are apart within the components of the prior, at the batch of each cell, (n_cells,).
@@ -269,8 +269,8 @@ class SCVI(PyroModule):
             log_density = components.log_prob(z[:, None]) + prior.mixture_distribution.logits
             membership = log_density.softmax(dim=1)
         weighted = membership[..., None] * F.pad(z, (0, 1), value=1.0)[:, None]
-        of_batch = F.one_hot(batch, self.n_batches).to(z.dtype).T @ weighted.flatten(1)
-        sums = of_batch.unflatten(1, weighted.shape[1:])  # (n_batches, n_components, n_latent + 1)
+        # (n_batches, n_components, n_latent + 1)
+        sums = weighted.new_zeros(self.n_batches, *weighted.shape[1:]).index_add_(0, batch, weighted)
         with torch.no_grad():
             # One minibatch has a cell or two of a batch in a component.
             self.code_sums = sums.detach() if self.code_sums is None else 0.98 * self.code_sums + sums
@@ -279,7 +279,7 @@ class SCVI(PyroModule):
             trust = (1 + distance / (3 * usual + 1e-6)[:, None]).pow(-2)
             # The mean of a cell or two is these cells: pulling them to that of the component would make it narrower.
             trust = trust * (sums[..., -1] > 2)
-        return (membership * (trust * _distance(sums, components))[batch]).sum(dim=1)
+        return (membership * F.embedding(batch, trust * _distance(sums, components))).sum(dim=1)
 
     def library_prior(self, batch: Tensor) -> TorchDistribution:
         """p(library size | batch)."""

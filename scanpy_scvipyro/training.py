@@ -141,9 +141,9 @@ def split(n_cells: int, recipe: Recipe) -> Split:
 class TrainingPlan(pl.LightningModule):
     """Maximizes the ELBO per cell: Adam, a one-cycle learning rate, and a KL weight that rises from nothing."""
 
-    def __init__(self, module: SCVI, recipe: Recipe) -> None:
+    def __init__(self, module: SCVI, recipe: Recipe, *, is_watched: bool = False) -> None:
         super().__init__()
-        self.module, self.recipe = module, recipe
+        self.module, self.recipe, self.is_watched = module, recipe, is_watched
         self.loss = MeanFieldELBO()(module.model, module.guide)
         self.history: list[dict[str, float]] = []
 
@@ -186,9 +186,10 @@ class TrainingPlan(pl.LightningModule):
         # Of training and of validation cells: sums of reconstruction and KL divergence, and the number of cells.
         self.evaluated = torch.zeros(2, 3, dtype=torch.float64, device=self.device)
 
-    def validation_step(self, cells: Cells, _: int, dataloader_idx: int = 0) -> None:
-        sums = torch.stack(elbo_terms(self.module, cells)).double().sum(dim=1)
-        self.evaluated[dataloader_idx] += F.pad(sums, (0, 1), value=len(cells.batch))
+    def validation_step(self, evaluated: tuple[Cells, Tensor], _: int) -> None:
+        cells, is_validation = evaluated
+        terms = torch.stack(elbo_terms(self.module, cells), dim=1).double()
+        self.evaluated.index_add_(0, is_validation.long(), F.pad(terms, (0, 1), value=1))
 
     def on_validation_epoch_end(self) -> None:
         evaluated = self.trainer.strategy.reduce(self.evaluated, reduce_op="sum")
@@ -197,7 +198,8 @@ class TrainingPlan(pl.LightningModule):
             if n_cells:
                 terms = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
                 row |= {f"{name}_{term}": value / n_cells for term, value in terms.items()}
-        self.log_dict(row)
+        if self.is_watched:  # Lightning takes a millisecond for each value
+            self.log_dict(row)
         row |= {"kl_weight": self.kl_weight, "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"]}
         self.history.append(row)
 
@@ -277,7 +279,7 @@ def fit(
 ) -> pd.DataFrame:
     """Train in place; the history has one row per epoch, indexed from 1."""
     module.n_cells = n_training_cells(data.n_cells, recipe.train_size)
-    plan = TrainingPlan(module, recipe)
+    plan = TrainingPlan(module, recipe, is_watched=bool(logger or callbacks or recipe.early_stopping))
     callbacks = list(callbacks)
     best = BestWeights()
     if recipe.early_stopping:

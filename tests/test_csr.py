@@ -41,6 +41,9 @@ def test_totals_are_sums_over_the_cells_of_each_group(matrix, block, monkeypatch
         np.testing.assert_allclose(getattr(totals, name), expected, rtol=1e-12)
 
 
-def test_cells_are_read_in_any_order_and_repeatedly(matrix):
+@pytest.mark.parametrize("is_too_large", [True, False])
+def test_cells_are_read_in_any_order_and_repeatedly(matrix, is_too_large, monkeypatch):
+    if is_too_large:
+        monkeypatch.setattr(csr, "_MAX_VIEW", 10)
     rows = torch.tensor([7, 3, 3, 40, 0])
     np.testing.assert_array_equal(csr.CSR.of(matrix).read(rows).to_scipy().toarray(), matrix.toarray()[rows])

@@ -296,18 +296,40 @@ def test_validation_cells_are_held_out_and_depend_on_the_seed(small):
 
 def test_as_many_training_cells_as_validation_cells_are_evaluated(small):
     module = data.CellDataModule(load(small), train_size=0.8, batch_size=16, random_state=0)
-    evaluated = [torch.cat([cells.library_size for cells in loader]) for loader in module.val_dataloader()]
-    assert [len(part) for part in evaluated] == [18, 18]
+    training, validation = module.split
+    (cells, is_validation), *more = module.val_dataloader()
+    assert not more
+    expected = torch.cat([training[:18], validation])
+    torch.testing.assert_close(cells.library_size, module.data.library_size[expected])
+    assert is_validation.tolist() == 18 * [False] + 18 * [True]
 
 
 def test_no_more_cells_are_evaluated_than_the_elbo_needs(small, monkeypatch):
     monkeypatch.setattr(data, "MAX_EVALUATED", 10)
     module = data.CellDataModule(load(small), train_size=0.8, batch_size=64, random_state=0)
-    evaluated = [torch.cat([cells.library_size for cells in loader]) for loader in module.val_dataloader()]
-    assert [len(part) for part in evaluated] == [10, 10]
+    ((_, is_validation),) = module.val_dataloader()
+    assert is_validation.tolist() == 10 * [False] + 10 * [True]
 
 
 def test_without_validation_cells_training_cells_are_evaluated(small):
     module = data.CellDataModule(load(small), train_size=1, batch_size=16, random_state=0)
-    (loader,) = module.val_dataloader()
-    assert sum(len(cells.batch) for cells in loader) == small.n_obs
+    ((cells, is_validation),) = module.val_dataloader()
+    assert len(cells.batch) == small.n_obs
+    assert not is_validation.any()
+
+
+def test_minibatches_of_evaluated_cells_tell_training_from_validation_cells(small):
+    cells = load(small)
+    training, validation = torch.arange(20), torch.arange(60, 80)
+    parts = [
+        data.Evaluated(data.Minibatches(cells, torch.cat([training, validation]), 7, rank=rank, n_ranks=2), validation)
+        for rank in range(2)
+    ]
+    assert [len(part) for part in parts] == [3, 3]
+    told = [part for of_rank in parts for part in of_rank]
+    depth = {False: [], True: []}
+    for minibatch, is_validation in told:
+        for held_out in (False, True):
+            depth[held_out] += minibatch.library_size[is_validation == held_out].flatten().tolist()
+    assert sorted(depth[False]) == sorted(cells.library_size[training].flatten().tolist())
+    assert sorted(depth[True]) == sorted(cells.library_size[validation].flatten().tolist())

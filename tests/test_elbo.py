@@ -7,7 +7,7 @@ from pyro import distributions as dist
 from pyro.infer import TraceMeanField_ELBO
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scanpy_scvipyro import _log_prob, data
+from scanpy_scvipyro import _log_prob, csr, data
 from scanpy_scvipyro.elbo import MeanFieldELBO
 from scanpy_scvipyro.model import SCVI
 from scanpy_scvipyro.scanvi import SCANVI
@@ -112,7 +112,8 @@ def test_a_training_step_never_waits_for_a_value(module, cells):
             assert noted.waits == []
 
 
-def test_a_minibatch_on_the_device_is_the_same_without_waiting_for_its_size(cells):
+def test_a_minibatch_on_the_device_is_the_same_without_waiting_for_its_size(cells, monkeypatch):
+    monkeypatch.setattr(csr, "_MAX_VIEW", 0)  # a shortcut that hosts alone have
     rows = torch.arange(0, 90, 3)
     with Noted() as noted:
         expected = cells.cells(rows)
