@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import _common
 import numpy as np
@@ -37,8 +37,9 @@ def main(
 
     A tenth of the cells is held out from both. Times are wall-clock times of the training call alone: for scvi-tools
     SCVI.train(), for scanpy_scvipyro the whole of tl.scvi_pyro but the imputed layer, so including checks and codes.
-    "Seconds to peer" is when the held-out ELBO, looked at after each epoch off the clock, first reached the final one
-    of scvi-tools. Both have trained for an epoch before the clock starts, which imports what they need.
+    "Seconds to peer" is of a second training with the same seed: when its held-out ELBO, looked at after each epoch off
+    the clock, first reached the final one of scvi-tools. Both have trained for an epoch before the clock starts, which
+    imports what they need.
     """
     _common.quiet()
     warm_up = _common.load("plates")
@@ -110,14 +111,15 @@ class HeldOut(Callback):
 
 
 def ours(
-    train: _common.sc.AnnData, test: _common.sc.AnnData, seed: int, **options: object
+    train: _common.sc.AnnData, test: _common.sc.AnnData, seed: int, **options: Any
 ) -> tuple[float, float, list[tuple[float, float]]]:
     """Train with the defaults."""
+    fixed: dict[str, Any] = {"batch_key": "batch", "random_state": seed, "impute": False, "progress_bar": False}
+    start = time.perf_counter()
+    scvip.tl.scvi_pyro(train, **fixed, **options)
+    seconds = time.perf_counter() - start
     held_out = HeldOut(train, test)
-    held_out.start = start = time.perf_counter()
-    fixed = {"impute": False, "progress_bar": False, "callbacks": [held_out]}
-    scvip.tl.scvi_pyro(train, batch_key="batch", random_state=seed, **fixed, **options)
-    seconds = time.perf_counter() - start - held_out.off_the_clock
+    scvip.tl.scvi_pyro(train.copy(), **fixed, callbacks=[held_out], **options)
     return seconds, _common.our_elbo(train, test), held_out.curve
 
 

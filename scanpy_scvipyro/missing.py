@@ -91,10 +91,10 @@ class Completed:
         filled = observed
         for _ in range(_N_ROUNDS):
             cells = cells._replace(counts=filled)
-            rate = self._expected(cells)
+            rate = self._expected(cells)  # cells of new batches are in the first known one
             if is_new.any():
-                batches = (torch.full_like(cells.batch, code) for code in self.known_batches)
-                total = sum(self._expected(cells._replace(batch=batch)) for batch in batches)
+                others = (torch.full_like(cells.batch, code) for code in self.known_batches[1:])
+                total = rate + sum(self._expected(cells._replace(batch=batch)) for batch in others)
                 rate = torch.where(is_new[:, None], total / len(self.known_batches), rate)
             # Depth of the measured genes on the scale of all.
             depth = observed.sum(dim=1, keepdim=True) / rate[:, self.measured].sum(dim=1, keepdim=True)
