@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import _common
 import _donors
@@ -31,6 +32,7 @@ def main(
     seeds_null: Annotated[int, typer.Option(help="Data sets in which nothing is enriched.")] = 8,
     seeds: Annotated[int, typer.Option(help="Data sets of each enrichment.")] = 5,
     models: Annotated[Path | None, typer.Option(help="Folder to keep trained data sets in, or to find them.")] = None,
+    options: Annotated[str, typer.Option(help="Arguments of tl.scvi_pyro other than the defaults, as JSON.")] = "{}",
     output: Annotated[Path | None, typer.Option(help="Folder for the table as Markdown and JSON.")] = None,
 ) -> None:
     """Find CD8+ T cells that are two or four times as frequent in six cases as in six controls, or nothing.
@@ -46,7 +48,7 @@ def main(
     rows = []
     for fold, n_seeds in ((1, seeds_null), (2, seeds), (4, seeds)):
         for seed in range(n_seeds):
-            adata = trained(fold, seed, models)
+            adata = trained(fold, seed, models, **json.loads(options))
             for name, method in METHODS.items():
                 start = time.process_time()
                 change, rate = method(adata)
@@ -56,16 +58,16 @@ def main(
     _common.report(summary(pd.DataFrame(rows)), "abundance", output, decimals=3)
 
 
-def trained(fold: int, seed: int, folder: Path | None) -> ad.AnnData:
+def trained(fold: int, seed: int, folder: Path | None, **options: Any) -> ad.AnnData:
     """Make donors and train on them, or read them if that was done before."""
     name = f"null{seed}" if fold == 1 else f"da{fold}x{300 + seed}"
     path = None if folder is None else folder / f"{name}.h5ad"
     if path is not None and path.exists():
         adata = ad.read_h5ad(path)
     else:
-        options = {"enriched": {ENRICHED: float(fold)}, "at_least": 0, "at_most": 10**6, "random_state": 300 + seed}
-        adata = _donors.make(seed) if fold == 1 else maker.make(_donors.pool(), **options)
-        scvip.tl.scvi_pyro(adata, batch_key="donor", impute=False)
+        enriched = {"enriched": {ENRICHED: float(fold)}, "at_least": 0, "at_most": 10**6, "random_state": 300 + seed}
+        adata = _donors.make(seed) if fold == 1 else maker.make(_donors.pool(), **enriched)
+        scvip.tl.scvi_pyro(adata, batch_key="donor", impute=False, **options)
         if path is not None:
             adata.write_h5ad(path)
     scvip.tl.latent(adata)

@@ -419,6 +419,24 @@ def test_files_are_written_where_asked_for(small, train_quickly, tmp_path, empty
     assert list(empty_directory.iterdir()) == []
 
 
+class Reads(pl.Callback):
+    def on_train_epoch_end(self, trainer, *args):
+        self.metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+
+
+def test_a_callback_and_a_logger_are_told_the_terms_of_the_elbo(small, train_quickly, tmp_path):
+    train_quickly(small, callbacks=(reads := Reads()))
+    terms = {
+        name: value
+        for name, value in small.uns["scvi_pyro"]["history"].iloc[-1].items()
+        if name.startswith(("train", "val"))
+    }
+    assert reads.metrics == pytest.approx(terms)
+    train_quickly(small, logger=pl.loggers.CSVLogger(tmp_path))
+    header = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()[0]
+    assert terms.keys() <= set(header.split(","))
+
+
 class Counts(pl.Callback):
     def __init__(self):
         self.n_epochs = 0

@@ -150,7 +150,8 @@ def scvi_pyro(
     batch_alignment
         Weight, in training, of the distance between the mean codes of batches within each component of the mixture
         prior; 0 leaves it out, as published. Batches that differ in their cell types are not forced together: cells of
-        different components are not compared, and distances above what is usual for a batch count less.
+        different components are not compared, and distances above what is usual for a batch count less. Pass 10 where
+        batches are samples of conditions whose cells differ.
     module
         Your subclass of :class:`~scanpy_scvipyro.model.SCVI`, to change the model itself.
     max_epochs
